@@ -1,0 +1,1 @@
+"""tower.yaml as a frozen, typed ``Tower``."""

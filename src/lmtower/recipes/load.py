@@ -1,0 +1,96 @@
+"""Reads and finds recipes. Files are parsed once per process and never change."""
+
+from __future__ import annotations
+
+import fnmatch
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from ruamel.yaml import YAML
+
+
+class FimTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Fill-in-the-middle markup of a model family, as its model card gives it."""
+
+    prefix: str
+    suffix: str
+    middle: str
+    order: str = "psm"
+    """``psm``: prefix, suffix, middle. ``spm``: suffix first."""
+    stop: tuple[str, ...] = ()
+    repository: str | None = None
+    """Token before the repository's name in the repo-level form; None: the family has no such form."""
+    file: str | None = None
+    """Token before each file's path in the repo-level form."""
+
+
+class ImageTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tokens of one image: ``ceil(w / cell) * ceil(h / cell) + extra``, between ``least`` and ``most``."""
+
+    cell: int
+    extra: int = 0
+    least: int = 1
+    most: int = 16384
+
+
+class EngineRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Flags of one runtime in a range of versions. ``versions`` is a specifier such as ``>=0.27,<0.33``."""
+
+    runtime: str
+    versions: str = ""
+    image: str | None = None
+    flags: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    note: str = ""
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything known about one model family."""
+
+    name: str
+    match: tuple[str, ...] = ()
+    """Glob patterns, compared without case against the model's name and its architectures."""
+    source: str = ""
+    thinking: dict[str, dict[str, Any]] = {}
+    """Persona's thinking mode -> fields merged into the request body."""
+    sampling: dict[str, Any] = {}
+    """Sampling that the model's makers advise; used for new tower files, never sent on its own."""
+    fim: FimTemplate | None = None
+    strict_tools: str = "strict"
+    """``strict``: mark each tool strict; ``schema``: force by response schema; ``none``: only check afterwards."""
+    volatile: tuple[str, ...] = ()
+    """Patterns of prompt lines that change between requests and are dropped (prefix caching)."""
+    image_tokens: ImageTokens | None = None
+    version: str | None = None
+    """Runtime version that the recipe was made for."""
+    engine: tuple[EngineRules, ...] = ()
+
+
+@cache
+def all_recipes() -> tuple[Recipe, ...]:
+    """Every bundled recipe; specific ones before ``generic``."""
+    yaml = YAML(typ="safe")
+    found = []
+    for file in files("lmtower.recipes").iterdir():
+        if file.name.endswith(".yaml"):
+            found.append(msgspec.convert(yaml.load(file.read_text("utf-8")), Recipe))
+    return tuple(sorted(found, key=lambda recipe: (recipe.name == "generic", recipe.name)))
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name. Raises KeyError."""
+    for recipe in all_recipes():
+        if recipe.name == name:
+            return recipe
+    raise KeyError(name)
+
+
+def find(model: str, architectures: tuple[str, ...] = ()) -> Recipe:
+    """The first recipe with a pattern that matches the model's name or one of its architectures, else ``generic``."""
+    names = [model.lower(), *(architecture.lower() for architecture in architectures)]
+    for recipe in all_recipes():
+        if any(fnmatch.fnmatchcase(name, pattern.lower()) for name in names for pattern in recipe.match):
+            return recipe
+    return get("generic")
