@@ -1,0 +1,5 @@
+"""The front door: ``lmtower VERB``. Builds and connects everything; the rooms do the work."""
+
+from lmtower.cli.app import main
+
+__all__ = ["main"]
