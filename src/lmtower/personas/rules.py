@@ -1,0 +1,105 @@
+"""The rules that every protocol shares: model name, sampling, thinking, engine extras.
+
+Each rule edits the body's top level in place and, when a trace is asked for, says which field it set and why;
+``lmtower explain`` prints that trace, and because it is the same code, what it prints is what is sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lmtower.personas.compile import CompiledPersona
+from lmtower.wire import top as tops
+from lmtower.wire.top import Top
+
+Trace = list[tuple[str, str]]
+"""(field, rule that set or removed it)."""
+
+DANGEROUS = frozenset(
+    (
+        # vLLM takes these from any client; each lets a client reach past its own request
+        "add_special_tokens",
+        "allowed_local_media_path",
+        "allowed_media_domains",
+        "cache_salt",
+        "chat_template",
+        "data_parallel_rank",
+        "documents",
+        "ec_transfer_params",
+        "kv_transfer_params",
+        "lora_request",
+        "media_io_kwargs",
+        "mm_processor_kwargs",
+        "priority",
+        "prompt_embeds",
+        "request_id",
+        "return_token_ids",
+        "session_id",
+        "vllm_xargs",
+        # llama.cpp
+        "id_slot",
+        "lora",
+        "grammar_triggers",
+        "preserved_tokens",
+    )
+)
+_SAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+
+
+def apply_common(top: Top, persona: CompiledPersona, trace: Trace | None = None) -> None:
+    """Model name, dangerous extras, sampling defaults and enforced values, thinking switch."""
+    top["model"] = persona.model_json
+    _note(
+        trace, "model", f"persona {persona.name!r} runs on engine {persona.engine!r}, which serves {persona.served!r}"
+    )
+    drop_dangerous(top, persona, trace)
+    for key, default in persona.defaults.items():
+        if tops.given(top, key) or ((twin := _SAME.get(key)) is not None and tops.given(top, twin)):
+            _note(trace, key, "the client's value (the persona only has a default)")
+            continue
+        top[key] = default
+        _note(trace, key, "default of the persona")
+    for key, forced in persona.enforced.items():
+        if (twin := _SAME.get(key)) is not None:
+            top.pop(twin, None)
+        top[key] = forced
+        _note(trace, key, "enforced by the persona")
+    if persona.thinking:
+        merge_thinking(top, persona.thinking, trace)
+
+
+def drop_dangerous(top: Top, persona: CompiledPersona, trace: Trace | None = None) -> None:
+    """Remove engine extras that would let a client reach past its own request."""
+    for key in DANGEROUS.intersection(top):
+        if key not in persona.allowed_fields:
+            del top[key]
+            _note(trace, key, "dropped: engine extras are not for clients (gateway.dangerous_fields)")
+
+
+def merge_thinking(top: Top, fields: dict[str, Any], trace: Trace | None = None) -> None:
+    """Put the recipe's thinking fields over the client's; objects are merged key by key."""
+    for key, wanted in fields.items():
+        value = wanted
+        if isinstance(wanted, dict):
+            mine = tops.value(top, key)
+            value = {**mine, **wanted} if isinstance(mine, dict) else wanted
+        top[key] = msgspec.json.encode(value)
+        _note(trace, key, "thinking mode of the persona, by the model's recipe")
+
+
+def ask_for_usage(top: Top, trace: Trace | None = None) -> bool:
+    """Make a stream end with usage. Returns whether the client had asked for it."""
+    options = tops.value(top, "stream_options")
+    options = options if isinstance(options, dict) else {}
+    asked = options.get("include_usage") is True
+    if not asked:
+        top["stream_options"] = msgspec.json.encode({**options, "include_usage": True})
+        _note(trace, "stream_options", "usage is always recorded; it is forwarded only if the client asks")
+    return asked
+
+
+def _note(trace: Trace | None, field: str, rule: str) -> None:
+    if trace is not None:
+        trace.append((field, rule))

@@ -1,0 +1,68 @@
+"""What every reply can do; the protocols' own replies build on it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lmtower.wire.faults import Dialect, Fault, event
+from lmtower.wire.sse import Scanner
+from lmtower.wire.usage import Usage
+
+MODEL = b'"model":'
+
+
+def model_field(name: str) -> bytes:
+    """``"model":"name"`` as compact JSON writers put it."""
+    return MODEL + msgspec.json.encode(name)
+
+
+class Reply:
+    """The way back of one request: engine bytes in, client bytes out. See the theory in ``lmtower.wire``.
+
+    ``served`` is the model's name at the engine, ``asked`` the name that the client used; ``request_id`` goes into
+    error events.
+    """
+
+    __slots__ = ("_from", "_scanner", "_to", "asked", "complete", "events", "request_id", "served", "usage")
+
+    dialect: Dialect = "openai"
+    keepalive: bytes = b": keepalive\n\n"
+
+    def __init__(self, served: str, asked: str, request_id: str) -> None:
+        self.served = served
+        self.asked = asked
+        self.request_id = request_id
+        self.usage = Usage()
+        self.complete = False
+        self.events = 0
+        """Events with tokens in them: the count of output tokens when the engine's own never came."""
+        self._scanner = Scanner()
+        # inside a JSON string every quote is escaped, so this sequence can only be the field itself
+        self._from = model_field(served)
+        self._to = model_field(asked)
+
+    def body(self, data: bytes) -> bytes:
+        """The whole answer of a request that does not stream."""
+        return data
+
+    def feed(self, data: bytes) -> bytes:
+        """Stream bytes as they were read -> bytes to send now (may be none)."""
+        run = self._scanner.feed(data)
+        return self.relay(run) if run else b""
+
+    def relay(self, run: bytes) -> bytes:
+        """A run of whole events -> bytes to send. Protocols override this."""
+        return run
+
+    def end(self) -> bytes:
+        """The engine ended the stream: bytes to send last."""
+        rest = self._scanner.rest()
+        return self.relay(rest + b"\n\n") if rest.strip() else b""
+
+    def broken(self, fault: Fault) -> bytes:
+        """The stream cannot go on: the protocol's error event."""
+        return event(fault, self.dialect, self.request_id)
+
+    def rename(self, data: bytes, count: int = -1) -> bytes:
+        """Put the name that the client asked for in place of the engine's."""
+        return data.replace(self._from, self._to, count) if self._from != self._to else data

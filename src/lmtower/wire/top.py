@@ -1,0 +1,88 @@
+"""A JSON object at its top level: split into raw values, edited, joined again without touching the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from lmtower.wire.faults import Fault
+
+Piece = bytes | memoryview | msgspec.Raw
+Top = dict[str, Any]
+"""Field name -> its JSON text, as ``msgspec.Raw`` (received) or ``bytes`` (set by a rule)."""
+
+_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+encode = msgspec.json.Encoder().encode
+_any = msgspec.json.Decoder()
+
+NULL = b"null"
+TRUE = b"true"
+
+
+def split(body: bytes) -> Top:
+    """The fields of a JSON object. The last of duplicate fields wins, as in every JSON library the engines use.
+
+    Raises Fault(400) when the body is not one JSON object.
+    """
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        what = "empty" if not body.strip() else f"not a JSON object: {exc}"
+        raise Fault(400, "invalid_json", f"The request body is {what}.") from None
+
+
+def join(top: Top) -> list[Piece]:
+    """The object as pieces to be written one after the other."""
+    pieces: list[Piece] = []
+    opening = b"{"
+    for name, value in top.items():
+        pieces.append(opening + encode(name) + b":")
+        pieces.append(value)
+        opening = b","
+    pieces.append(b"}" if pieces else b"{}")
+    return pieces
+
+
+def size(pieces: Iterable[Piece]) -> int:
+    """Total length in bytes."""
+    return sum(len(memoryview(piece)) for piece in pieces)
+
+
+def given(top: Top, name: str) -> bool:
+    """Whether the field is there and not null."""
+    value = top.get(name)
+    return value is not None and bytes(memoryview(value)[:4]) != NULL
+
+
+def value(top: Top, name: str) -> Any:
+    """The decoded value of a small field, None when absent. Raises Fault(400) when it is broken JSON."""
+    raw = top.get(name)
+    if raw is None:
+        return None
+    try:
+        return _any.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Fault(400, "invalid_json", f"The field {name!r} is not valid JSON.", param=name) from None
+
+
+def text(top: Top, name: str) -> str | None:
+    """A string field, None when absent or null. Raises Fault(400) when it is something else."""
+    found = value(top, name)
+    if found is None or isinstance(found, str):
+        return found
+    raise Fault(400, "invalid_type", f"The field {name!r} must be a string.", param=name)
+
+
+def flag(top: Top, name: str) -> bool:
+    """A boolean field, False when absent or null. Raises Fault(400) when it is something else."""
+    raw = top.get(name)
+    if raw is None:
+        return False
+    word = bytes(memoryview(raw)[:6])
+    if word == TRUE:
+        return True
+    if word in (b"false", NULL):
+        return False
+    raise Fault(400, "invalid_type", f"The field {name!r} must be true or false.", param=name)
