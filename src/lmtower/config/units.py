@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 _NUMBER = re.compile(r"^\s*(\d+(?:[._]\d+)*)\s*([A-Za-z]*)\s*$")
 _COUNT = {"": 1, "k": 1000, "m": 1_000_000, "ki": 1024, "mi": 1024**2}
@@ -53,6 +53,11 @@ def parse_duration(value: Any) -> float:
     return float(_parse(value, _DURATION, "a duration", "30s, 20min, 12h or 90d"))
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+def _schema(kind: str, example: str) -> WithJsonSchema:
+    """What editors are told: a number, or text such as the example (the types themselves only know numbers)."""
+    return WithJsonSchema({"anyOf": [{"type": kind, "minimum": 0}, {"type": "string"}], "examples": [example]})
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=0), _schema("integer", "32k")]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0), _schema("integer", "12 GiB")]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0), _schema("number", "30s")]
