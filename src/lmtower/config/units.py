@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+_INFINITY = float("inf")
 _NUMBER = re.compile(r"^\s*(\d+(?:[._]\d+)*)\s*([A-Za-z]*)\s*$")
 _COUNT = {"": 1, "k": 1000, "m": 1_000_000, "ki": 1024, "mi": 1024**2}
 _SIZE = {"": 1, "b": 1} | {
@@ -21,6 +22,8 @@ def _parse(value: Any, units: dict[str, Any], what: str, example: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"not {what}. Write it as {example}")
     if not isinstance(value, str):
+        if value != value or value in (_INFINITY, -_INFINITY):
+            raise ValueError(f"{value!r} is not {what}. Write it as {example}")
         return value
     match = _NUMBER.match(value)
     if match is None or match[2].lower() not in units:
