@@ -1,0 +1,118 @@
+"""Moves journal records into SQL, exactly once, in batches.
+
+Theory of operation. For each segment the database holds how far it was read. A batch locks that row, reads on
+from there, inserts the rows and moves the offset in one transaction: after a crash the work is either done or
+not begun, and two processes that drain the same segment wait for each other. A segment that is complete and
+read to its end is deleted first and its offset after it, so that an offset never goes before its file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lmtower.ledger import journal
+from lmtower.ledger.database import Database
+from lmtower.ledger.types import UsageRecord
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+BATCH_ROWS = 500
+
+
+class Drained(msgspec.Struct):
+    """What one round did."""
+
+    rows: int = 0
+    torn: int = 0
+
+
+def drain(database: Database, folder: Path, stop: Callable[[], bool] = lambda: False) -> Drained:
+    """Move everything that the journal holds now; ``stop`` is asked between batches. Blocks. Raises LedgerError."""
+    done = Drained()
+    for segment in journal.segments(folder):
+        try:
+            # Asked before reading: what a writer appends after its lock is gone cannot exist.
+            complete = journal.is_complete(segment)
+            while not stop() and _batch(database, segment, done):
+                pass
+            if complete and not stop():
+                _forget(database, segment)
+        except FileNotFoundError:
+            continue  # another process drained it to its end and deleted it
+    return done
+
+
+def pending(database: Database, folder: Path) -> list[UsageRecord]:
+    """Records that are not yet in SQL. Blocks. Raises LedgerError."""
+    found = []
+    for segment in journal.segments(folder):
+        name = segment.name.replace("'", "")
+        rows = database.query(f"SELECT \"offset\" FROM journal_offsets WHERE segment = '{name}'")
+        try:
+            found += [
+                record for record, _ in journal.read(segment, int(rows[0][0]) if rows else 0) if record is not None
+            ]
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _batch(database: Database, segment: Path, done: Drained) -> bool:
+    """One transaction. Returns whether there may be more."""
+    from sqlalchemy import insert, update
+
+    from lmtower.ledger.schema import journal_offsets, usage
+
+    if not segment.stat().st_size:
+        return False
+    with database.writing() as connection:
+        offset = _locked_offset(connection, segment.name)
+        found = list(islice(journal.read(segment, offset), BATCH_ROWS))
+        if not found:
+            return False
+        rows = [msgspec.structs.asdict(record) for record, _ in found if record is not None]
+        if rows:
+            connection.execute(insert(usage), rows)
+        moved = update(journal_offsets).where(journal_offsets.c.segment == segment.name).values(offset=found[-1][1])
+        connection.execute(moved)
+    done.rows += len(rows)
+    done.torn += len(found) - len(rows)
+    return len(found) == BATCH_ROWS
+
+
+def _locked_offset(connection: Connection, segment: str) -> int:
+    from sqlalchemy import select
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    from lmtower.ledger.schema import journal_offsets
+
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(insert(journal_offsets).values(segment=segment, offset=0).on_conflict_do_nothing())
+    wanted = select(journal_offsets.c.offset).where(journal_offsets.c.segment == segment)
+    return int(connection.execute(wanted.with_for_update()).scalar_one())
+
+
+def _forget(database: Database, segment: Path) -> None:
+    from sqlalchemy import delete
+
+    from lmtower.ledger.schema import journal_offsets
+
+    segment.unlink()
+    with database.writing() as connection:
+        connection.execute(delete(journal_offsets).where(journal_offsets.c.segment == segment.name))
+
+
+def oldest_pending_time(folder: Path) -> float | None:
+    """When the oldest segment that still has bytes was begun; None: the journal is empty."""
+    for segment in journal.segments(folder):
+        stamp = segment.name.partition("-")[0]
+        if stamp.isdigit() and segment.stat().st_size:
+            return min(int(stamp) / 1000, time.time())
+    return None

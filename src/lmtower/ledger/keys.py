@@ -1,0 +1,156 @@
+"""Clients' keys: made once, stored as SHA-256, found by one dict lookup."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lmtower.config.types import Limits
+from lmtower.errors import LedgerError
+from lmtower.ledger.database import Database
+from lmtower.ledger.types import Client, KeyRow, NewKey
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+PREFIX = "sk-lmt-"
+_SHOWN = len(PREFIX) + 6
+_COLUMNS = "id, name, key_sha256, prefix, personas, limits, created_at, expires_at, revoked_at"
+
+
+def new_secret() -> str:
+    """``sk-lmt-`` and 43 URL-safe characters: 256 bits, so that a plain hash is enough at rest."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+class KeyTable:
+    """Every usable key in memory, by the SHA-256 of its secret. Replaced as a whole when keys change."""
+
+    def __init__(self) -> None:
+        self._clients: Mapping[bytes, Client] = {}
+        self._version = -1
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def find(self, token: str) -> Client | None:
+        """The client with that key; None when there is none, or it expired, or it was revoked."""
+        client = self._clients.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
+        if client is not None and client.expires_at is not None and client.expires_at <= time.time():
+            return None
+        return client
+
+    def refresh(self, database: Database) -> bool:
+        """Read the keys again if any process changed them. Blocks. Returns whether they were read."""
+        # The version is read first: a change in between is read once too often, never missed.
+        rows = database.query("SELECT version FROM changes WHERE name = 'clients'")
+        version = int(rows[0][0]) if rows else 0
+        if version == self._version:
+            return False
+        found = database.query(f"SELECT {_COLUMNS} FROM clients WHERE revoked_at IS NULL")
+        self._clients = {bytes.fromhex(row[2]): _client(row) for row in found}
+        self._version = version
+        return True
+
+
+def create(
+    database: Database,
+    name: str,
+    personas: Iterable[str] | None = None,
+    limits: Limits | None = None,
+    expires_at: float | None = None,
+) -> NewKey:
+    """Make a key and store its hash. Several keys may share a name (to rotate them). Blocks. Raises LedgerError."""
+    from sqlalchemy import insert
+
+    from lmtower.ledger.schema import clients
+
+    if not name.strip() or len(name) > 200 or not name.isprintable():
+        raise LedgerError(f"{name!r} is not a name for a key; use 1 to 200 printable characters")
+    secret = new_secret()
+    client = Client(
+        id=f"key_{secrets.token_hex(8)}",
+        name=name,
+        personas=frozenset(personas) if personas is not None else None,
+        limits=limits,
+        expires_at=expires_at,
+        prefix=secret[:_SHOWN],
+        created_at=time.time(),
+    )
+    with database.writing() as connection:
+        _bump(connection)
+        connection.execute(insert(clients).values(_row(client, secret)))
+    return NewKey(client, secret)
+
+
+def revoke(database: Database, id_or_name: str) -> Client:
+    """Revoke the active key with that id, name, shown prefix or secret. Blocks. Raises LedgerError when that is not one key."""
+    from sqlalchemy import or_, select, update
+
+    from lmtower.ledger.schema import clients
+
+    with database.writing() as connection:
+        _bump(connection)
+        wanted = or_(clients.c.id == id_or_name, clients.c.name == id_or_name, clients.c.prefix == id_or_name)
+        # The caller may hold the secret itself: then its hash finds it.
+        wanted = or_(wanted, clients.c.key_sha256 == sha256(id_or_name.encode("utf-8", "surrogatepass")).hexdigest())
+        columns = [clients.c[name] for name in _COLUMNS.split(", ")]
+        rows = connection.execute(select(*columns).where(wanted, clients.c.revoked_at.is_(None))).all()
+        if not rows:
+            shown = id_or_name[:_SHOWN] if id_or_name.startswith(PREFIX) else id_or_name
+            raise LedgerError(f"no active key has the id or name {shown!r}; `lmtower key list` shows them")
+        if len(rows) > 1:
+            ids = ", ".join(row[0] for row in rows)
+            raise LedgerError(f"{len(rows)} active keys match {id_or_name!r}; name one by its id: {ids}")
+        connection.execute(update(clients).where(clients.c.id == rows[0][0]).values(revoked_at=time.time()))
+    return _client(tuple(rows[0]))
+
+
+def listed(database: Database) -> tuple[KeyRow, ...]:
+    """Every key, oldest first, the revoked ones too. Blocks."""
+    rows = database.query(f"SELECT {_COLUMNS} FROM clients ORDER BY created_at, id")
+    return tuple(KeyRow(_client(row), row[8]) for row in rows)
+
+
+def exist(database: Database) -> bool:
+    """Whether there is or was any key. Blocks."""
+    return bool(database.query("SELECT 1 FROM clients LIMIT 1"))
+
+
+def _bump(connection: Connection) -> None:
+    from sqlalchemy import update
+
+    from lmtower.ledger.schema import changes
+
+    connection.execute(update(changes).where(changes.c.name == "clients").values(version=changes.c.version + 1))
+
+
+def _row(client: Client, secret: str) -> dict[str, Any]:
+    return {
+        "id": client.id,
+        "name": client.name,
+        "key_sha256": sha256(secret.encode()).hexdigest(),
+        "prefix": client.prefix,
+        "personas": None if client.personas is None else msgspec.json.encode(sorted(client.personas)).decode(),
+        "limits": None if client.limits is None else client.limits.model_dump_json(exclude_none=True),
+        "created_at": client.created_at,
+        "expires_at": client.expires_at,
+    }
+
+
+def _client(row: tuple[Any, ...]) -> Client:
+    personas, limits = row[4], row[5]
+    return Client(
+        id=row[0],
+        name=row[1],
+        personas=None if personas is None else frozenset(msgspec.json.decode(personas, type=list[str])),
+        limits=None if limits is None else Limits.model_validate_json(limits),
+        expires_at=row[7],
+        prefix=row[3],
+        created_at=row[6],
+    )

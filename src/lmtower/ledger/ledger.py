@@ -1,0 +1,225 @@
+"""The ledger as the rest of lmtower sees it: find a client, record a request, keep limits, report usage.
+
+``find``, ``record`` and ``limits`` are for the event loop: memory and at most one ``write``, never SQL, never
+``await``. ``start`` runs two background tasks: one looks for changed keys, one moves the journal into SQL; both
+work in threads of their own. Everything else (``create_key``, ``usage``, ...) blocks and belongs to the CLI or a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import structlog
+
+from lmtower.config.types import Limits
+from lmtower.errors import LedgerError
+from lmtower.ledger import drain, journal, keys
+from lmtower.ledger.database import Database
+from lmtower.ledger.keys import KeyTable
+from lmtower.ledger.limits import LocalLimits
+from lmtower.ledger.types import Client, KeyRow, NewKey, UsageRecord
+
+KEY_POLL_SECONDS = 0.4
+DRAIN_SECONDS = 0.5
+RETRY_SECONDS = 5.0
+
+
+class Ledger:
+    """Keys, limits and usage of one tower process."""
+
+    def __init__(self, data_dir: Path, database: Database) -> None:
+        self.limits = LocalLimits()
+        self.sql_errors = 0
+        """Failed rounds of background SQL work since the start."""
+        self.torn_records = 0
+        """Journal lines that could not be read back."""
+        self._database = database
+        self._folder = data_dir / "journal"
+        self._journal = journal.Journal(self._folder)
+        self._keys = KeyTable()
+        self._prepared = False
+        self._prepare_lock = threading.Lock()
+        self._drain_lock = threading.Lock()
+        self._drained = -journal.count(
+            self._folder
+        )  # of what this process wrote; what was there before counts below zero
+        self._pending_since: float | None = drain.oldest_pending_time(self._folder)
+        self._disk_failing = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = threading.Event()
+        self._log = structlog.get_logger()
+
+    @classmethod
+    def open(cls, data_dir: Path, url: str | None = None) -> Ledger:
+        """The ledger in ``data_dir`` with its keys loaded; ``url`` is the tower file's ``database``. Blocks. Raises LedgerError."""
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise LedgerError(f"cannot make the data folder {str(data_dir)!r}: {exc.strerror}") from exc
+        ledger = cls(data_dir, Database(url, data_dir))
+        path = ledger._database.sqlite_path
+        if path is None or path.exists():  # a new SQLite file has no keys; it is made when something needs it
+            ledger._prepare()
+            ledger._keys.refresh(ledger._database)
+        return ledger
+
+    # The hot path
+
+    def find(self, token: str) -> Client | None:
+        """The client with that key; None when it is unknown, expired or revoked."""
+        return self._keys.find(token)
+
+    def record(self, record: UsageRecord) -> None:
+        """Write one finished request to the journal. Never raises: when the disk refuses, the record waits in memory."""
+        if self._pending_since is None:
+            self._pending_since = time.time()
+        if not self._journal.append(record):
+            if not self._disk_failing:
+                self._disk_failing = True
+                self._log.error("journal_write_failed", folder=str(self._folder), error=str(self._journal.last_error))
+        elif self._disk_failing:
+            self._disk_failing = False
+            self._log.info("journal_write_recovered", folder=str(self._folder))
+
+    # Numbers for telemetry
+
+    @property
+    def lag_records(self) -> int:
+        """Records that are not in SQL yet."""
+        return max(0, self._journal.written - self._drained) + self._journal.waiting
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest record that is not in SQL yet; 0 when there is none."""
+        since = self._pending_since
+        return max(0.0, time.time() - since) if since is not None and self.lag_records else 0.0
+
+    @property
+    def journal_errors(self) -> int:
+        """Writes that the disk refused since the start."""
+        return self._journal.errors
+
+    @property
+    def dropped_records(self) -> int:
+        """Records lost because the disk refused for too long."""
+        return self._journal.dropped
+
+    @property
+    def key_count(self) -> int:
+        """Usable keys in memory."""
+        return len(self._keys)
+
+    # The background
+
+    async def start(self) -> None:
+        """Begin to follow key changes and to drain the journal."""
+        self._stopping.clear()
+        self._tasks = [
+            asyncio.create_task(self._repeat(self._follow_keys, KEY_POLL_SECONDS, "keys_not_read"), name="ledger-keys"),
+            asyncio.create_task(
+                self._repeat(self._drain_if_needed, DRAIN_SECONDS, "journal_not_drained"), name="ledger-drain"
+            ),
+        ]
+
+    async def close(self) -> None:
+        """Stop the background, drain what is left, close everything. What SQL does not take stays in the journal."""
+        self._stopping.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await asyncio.to_thread(self.shut)
+
+    def shut(self) -> None:
+        """``close`` for callers without an event loop. Blocks."""
+        self._journal.close()
+        try:
+            if self.lag_records:
+                self.drain()
+        except LedgerError as exc:
+            self._log.error("journal_not_drained", error=str(exc), records=self.lag_records)
+        self._database.close()
+
+    async def _repeat(self, work: Callable[[], None], seconds: float, failure: str) -> None:
+        loop = asyncio.get_running_loop()
+        failing = False
+        with ThreadPoolExecutor(1, thread_name_prefix="ledger") as thread:
+            while True:
+                try:
+                    await loop.run_in_executor(thread, work)
+                    if failing:
+                        self._log.info(f"{failure}_recovered")
+                    failing = False
+                except LedgerError as exc:
+                    self.sql_errors += 1
+                    if not failing:
+                        self._log.error(failure, error=str(exc), records=self.lag_records)
+                    failing = True
+                if self._journal.waiting:
+                    self._journal.retry()
+                await asyncio.sleep(RETRY_SECONDS if failing and work == self._drain_if_needed else seconds)
+
+    def _follow_keys(self) -> None:
+        if self._prepared:
+            self._keys.refresh(self._database)
+        elif self._database.sqlite_path is None or self._database.sqlite_path.exists():
+            if self._database.is_current():
+                self._prepared = True
+                self._keys.refresh(self._database)
+
+    def _drain_if_needed(self) -> None:
+        if self.lag_records:
+            self.drain(self._stopping.is_set)
+
+    # Blocking work
+
+    def _prepare(self) -> None:
+        with self._prepare_lock:
+            if not self._prepared:
+                self._database.prepare()
+                self._prepared = True
+
+    def drain(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Move the journal's records into SQL. Blocks. Raises LedgerError."""
+        with self._drain_lock:
+            began, written = time.time(), self._journal.written
+            self._prepare()
+            self.torn_records += drain.drain(self._database, self._folder, stop).torn
+            if not stop():
+                self._drained = written
+                self._pending_since = began if self._journal.written + self._journal.waiting > written else None
+
+    def create_key(
+        self,
+        name: str,
+        personas: Iterable[str] | None = None,
+        limits: Limits | None = None,
+        expires_at: float | None = None,
+    ) -> NewKey:
+        """Make a key; its secret is in the answer and nowhere else. Blocks. Raises LedgerError."""
+        self._prepare()
+        made = keys.create(self._database, name, personas, limits, expires_at)
+        self._keys.refresh(self._database)
+        return made
+
+    def first_key(self, name: str) -> str | None:
+        """The secret of a new key if there never was one, else None. Blocks. Raises LedgerError."""
+        self._prepare()
+        return None if keys.exist(self._database) else self.create_key(name).secret
+
+    def list_keys(self) -> tuple[KeyRow, ...]:
+        """Every key, oldest first, the revoked ones too. Blocks. Raises LedgerError."""
+        self._prepare()
+        return keys.listed(self._database)
+
+    def revoke_key(self, id_or_name: str) -> Client:
+        """Revoke one key; every tower sees it within a second. Blocks. Raises LedgerError."""
+        self._prepare()
+        client = keys.revoke(self._database, id_or_name)
+        self._keys.refresh(self._database)
+        return client
