@@ -148,7 +148,7 @@ class Account:
 
     def _refuse_money(self, now: float, limit: float, spent: float, money: float) -> LimitRefusal:
         hard = spent + money > limit or spent >= limit
-        text = f"the {self.scope}'s budget is {limit:g} per month: {spent:.4g} is spent, this request needs up to {money:.4g}"
+        text = f"the {self.scope}'s budget is {limit:g} per month: {spent:.4g} is spent, this request needs {money:.4g}"
         if not hard:
             return LimitRefusal(
                 "money_per_month", self.scope, f"{text}, and running requests hold {self.held_money:.4g}", 1, hard=False

@@ -34,6 +34,10 @@ class Database:
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 
+    def exists(self) -> bool:
+        """Whether there is anything to read: a server always, an SQLite file when it was made."""
+        return self.sqlite_path is None or self.sqlite_path.exists()
+
     def is_current(self) -> bool:
         """Whether the schema is the one that this lmtower wants. Raises LedgerError when it is a newer one."""
         found = self.revision()
@@ -47,9 +51,7 @@ class Database:
     def revision(self) -> str | None:
         """Alembic's revision of the database; None when there are no tables yet."""
         if self.sqlite_path is not None:
-            if not self.sqlite_path.exists() or not self.query(
-                "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
-            ):
+            if not self.exists() or not self.query("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"):
                 return None
         elif not self.query(
             "SELECT 1 FROM pg_tables WHERE tablename = 'alembic_version' AND schemaname = ANY (current_schemas(false))"
@@ -84,7 +86,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A connection in a transaction; SQLite takes the write lock at once. Commits at the end. Raises LedgerError."""
+        """A connection in a transaction that commits at the end; SQLite locks at once. Raises LedgerError."""
         with self._connection({"lmtower_begin": "BEGIN IMMEDIATE"}) as connection:
             yield connection
 

@@ -13,7 +13,7 @@ Dialect = Literal["openai", "anthropic"]
 
 
 def limit_headers(accounts: Iterable[Account], dialect: Dialect, now: float) -> list[tuple[str, str]]:
-    """Limit, remaining and reset of requests and tokens: of each, the limit with the least room left. None set: empty."""
+    """Limit, remaining and reset of requests and tokens: of each, the limit with the least room. None set: empty."""
     found: list[tuple[str, str]] = []
     accounts = tuple(accounts)
     requests = [_room(a.limits.requests_per_minute, a.requests_minute, 0, now) for a in accounts]

@@ -53,7 +53,7 @@ class Journal:
         return len(self._waiting)
 
     def append(self, record: UsageRecord) -> bool:
-        """Write one record. False when the disk refused: it is kept in memory until ``retry`` or the next ``append``."""
+        """Write one record. False when the disk refused: it waits in memory for ``retry`` or the next ``append``."""
         line = _encode(record) + b"\n"
         if self._waiting:
             self._wait(line)

@@ -89,7 +89,7 @@ def create(
 
 
 def revoke(database: Database, id_or_name: str) -> Client:
-    """Revoke the active key with that id, name, shown prefix or secret. Blocks. Raises LedgerError when that is not one key."""
+    """Revoke the one active key with that id, name, shown prefix or secret. Blocks. Raises LedgerError."""
     from sqlalchemy import or_, select, update
 
     from lmtower.ledger.schema import clients

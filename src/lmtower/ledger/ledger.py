@@ -2,7 +2,7 @@
 
 ``find``, ``record`` and ``limits`` are for the event loop: memory and at most one ``write``, never SQL, never
 ``await``. ``start`` runs two background tasks: one looks for changed keys, one moves the journal into SQL; both
-work in threads of their own. Everything else (``create_key``, ``usage``, ...) blocks and belongs to the CLI or a thread.
+work in threads of their own. Everything else (``create_key``, ``usage``, ...) blocks and is for the CLI or a thread.
 """
 
 from __future__ import annotations
@@ -56,14 +56,13 @@ class Ledger:
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None) -> Ledger:
-        """The ledger in ``data_dir`` with its keys loaded; ``url`` is the tower file's ``database``. Blocks. Raises LedgerError."""
+        """The ledger in ``data_dir`` with its keys; ``url``: the tower file's ``database``. Blocks. Raises LedgerError."""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise LedgerError(f"cannot make the data folder {str(data_dir)!r}: {exc.strerror}") from exc
         ledger = cls(data_dir, Database(url, data_dir))
-        path = ledger._database.sqlite_path
-        if path is None or path.exists():  # a new SQLite file has no keys; it is made when something needs it
+        if ledger._database.exists():  # a new SQLite file has no keys; it is made when something needs it
             ledger._prepare()
             ledger._keys.refresh(ledger._database)
         return ledger
@@ -75,7 +74,7 @@ class Ledger:
         return self._keys.find(token)
 
     def record(self, record: UsageRecord) -> None:
-        """Write one finished request to the journal. Never raises: when the disk refuses, the record waits in memory."""
+        """Write one finished request to the journal. Never raises: what the disk refuses waits in memory."""
         if self._pending_since is None:
             self._pending_since = time.time()
         if not self._journal.append(record):
@@ -167,10 +166,9 @@ class Ledger:
     def _follow_keys(self) -> None:
         if self._prepared:
             self._keys.refresh(self._database)
-        elif self._database.sqlite_path is None or self._database.sqlite_path.exists():
-            if self._database.is_current():
-                self._prepared = True
-                self._keys.refresh(self._database)
+        elif self._database.exists() and self._database.is_current():
+            self._prepared = True
+            self._keys.refresh(self._database)
 
     def _drain_if_needed(self) -> None:
         if self.lag_records:

@@ -106,7 +106,7 @@ class LocalLimits:
         images: int = 0,
         now: float | None = None,
     ) -> float:
-        """Replace the estimate by what was used. Returns its cost (``UsageRecord.cost``). A second call changes nothing."""
+        """Replace the estimate by what was used; returns the cost for ``UsageRecord.cost``. Only the first call counts."""
         if reservation.done:
             return reservation.cost
         reservation.done = True
