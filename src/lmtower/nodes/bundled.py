@@ -42,7 +42,7 @@ def chat_template(model: str) -> str | None:
 
 
 def model_path(model: str) -> Path:
-    """Path of the GGUF file that an engine's ``model`` names: bundled, or a file. Raises EngineError when it is missing."""
+    """Path of the GGUF file that an engine's ``model`` names: bundled, or a file. Raises EngineError: no such file."""
     if model.startswith(PREFIX):
         return bundled_model(model)
     path = Path(model).expanduser()
