@@ -189,6 +189,16 @@ def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Faul
     return Fault(400, "invalid_request", message or "The engine refused the request.")
 
 
+def from_stream(body: bytes, secrets: tuple[str, ...] = ()) -> Fault:
+    """Translate an error that an engine sent inside a stream: its own ``code`` says whose fault it was."""
+    try:
+        error = _error_decoder.decode(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        error = None
+    code = error.code if isinstance(error, _EngineError) else None
+    return from_engine(code if isinstance(code, int) and 400 <= code < 600 else 502, body, secrets)
+
+
 def _engine_message(body: bytes) -> tuple[str, tuple[int, int] | None]:
     try:
         parsed = _error_decoder.decode(body)

@@ -1,0 +1,239 @@
+"""Images in requests of all protocols: found, counted, refused, scaled down. Pure; scaling is slow: use a thread.
+
+Theory of operation. Most requests carry none, so a search for a few byte sequences decides first whether to look
+at all (an escaped letter, ``\\u0069mage``, makes it look too: nothing may slip by). Then every message is read by
+a typed decoder that skips text without keeping it. Whatever names a place to fetch from is refused unless the
+tower file allows its host: an engine that fetches any URL is a door into the private network (SSRF). An allowed
+host must be a name or address that was written down; engines are started so that they follow no redirects.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import ipaddress
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from PIL import Image, UnidentifiedImageError
+
+from lmtower.config.types import Images
+from lmtower.recipes.load import ImageTokens
+from lmtower.wire.faults import Fault
+
+_MARKS = (b"image", b"_url", b'"source"', b"video", b"audio", b"\\u00", b"file")
+_URL_KEYS = ("image_url", "video_url", "audio_url", "file_url", "url")
+_MOST_PIXELS = 100_000_000
+
+
+@dataclass(slots=True)
+class Picture:
+    """One image: where it sits (``holder[key]`` is its URL or base64 text) and what it holds."""
+
+    holder: dict[str, Any]
+    key: str
+    url: str
+    message: int
+
+    @property
+    def inline(self) -> bool:
+        return self.url.startswith("data:") or self.key == "data"
+
+    def replace(self, media_type: str, data: bytes) -> None:
+        """Put another image in its place."""
+        text = base64.b64encode(data).decode("ascii")
+        if self.key == "data":
+            self.holder["data"], self.holder["media_type"] = text, media_type
+        else:
+            self.holder[self.key] = f"data:{media_type};base64,{text}"
+
+
+@dataclass(slots=True)
+class Found:
+    """The images of one field, and the messages that hold them, ready to be written back."""
+
+    raws: list[bytes]
+    messages: dict[int, Any]
+    pictures: list[Picture]
+
+    def join(self) -> bytes:
+        """The field again; only messages with images are written anew."""
+        for index, message in self.messages.items():
+            self.raws[index] = msgspec.json.encode(message)
+        return b"[" + b",".join(self.raws) + b"]"
+
+
+def may_hold(raw: bytes) -> bool:
+    """Whether the field could name an image at all."""
+    return any(mark in raw for mark in _MARKS)
+
+
+def find(raw: bytes) -> Found | None:
+    """All media in ``messages`` or ``input``; None when there are none. Raises Fault(400) on broken JSON."""
+    if raw.lstrip()[:1] != b"[" or not may_hold(raw):
+        return None
+    try:
+        raws = [bytes(part) for part in msgspec.json.decode(raw, type=list[msgspec.Raw])]
+        found = Found(raws, {}, [])
+        for index, part in enumerate(raws):
+            if not may_hold(part):
+                continue
+            message = msgspec.json.decode(part)
+            pictures = list(_pictures(message, index))
+            if pictures:
+                found.messages[index] = message
+                found.pictures.extend(pictures)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Fault(400, "invalid_json", "The messages are not valid JSON.", param="messages") from None
+    return found if found.pictures else None
+
+
+def _pictures(message: object, index: int) -> Iterator[Picture]:
+    """Media of one message or input item, tool results included."""
+    if not isinstance(message, dict):
+        return
+    yield from _of_part(message, index)
+    for key in ("content", "output"):
+        parts = message.get(key)
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, dict):
+                yield from _pictures(part, index)
+
+
+def _of_part(part: dict[str, Any], index: int) -> Iterator[Picture]:
+    for key in _URL_KEYS:
+        value = part.get(key)
+        if isinstance(value, str) and (key != "url" or ":" in value[:8]):
+            yield Picture(part, key, value, index)
+        elif isinstance(value, dict) and isinstance(value.get("url"), str):
+            yield Picture(value, "url", value["url"], index)
+    source = part.get("source")
+    if isinstance(source, dict):
+        if isinstance(source.get("url"), str):
+            yield Picture(source, "url", source["url"], index)
+        elif isinstance(source.get("data"), str) and str(source.get("media_type", "image/")).startswith("image/"):
+            yield Picture(source, "data", source["data"], index)
+
+
+def check(found: Found, limits: Images, hosts: tuple[str, ...]) -> None:
+    """Refuse what may not be fetched, too many images, or one that is too large. Raises Fault(400 or 413)."""
+    for picture in found.pictures:
+        if not picture.inline:
+            check_url(picture.url, hosts)
+        if limits.max_bytes is not None and picture.inline and len(picture.url) * 3 // 4 > limits.max_bytes:
+            raise Fault(413, "image_too_large", f"An image is larger than {limits.max_bytes} bytes.", param="messages")
+    if limits.max_count is not None and len(found.pictures) > limits.max_count:
+        raise Fault(
+            400,
+            "too_many_images",
+            f"The request has {len(found.pictures)} images; this model takes at most {limits.max_count}.",
+            param="messages",
+        )
+
+
+def check_url(url: str, hosts: tuple[str, ...]) -> None:
+    """Refuse a URL that no allow-list names. Raises Fault(400)."""
+    try:
+        parts = urlsplit(url.strip())
+        host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), "", None
+    allowed = parts.scheme in ("http", "https") and bool(host) and host in {name.lower() for name in hosts}
+    if not allowed or parts.username is not None or (_is_private(host) and host not in hosts) or port == 0:
+        raise Fault(
+            400,
+            "image_url_not_allowed",
+            "Images must be sent as data: URLs; fetching from this address is not allowed here.",
+            param="messages",
+        )
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
+def shrink(found: Found, max_side: int) -> int:
+    """Scale down, in place, every image whose longer side is above ``max_side`` pixels. Returns how many were."""
+    changed = 0
+    for picture in found.pictures:
+        raw = _bytes_of(picture)
+        if raw is None:
+            continue
+        smaller = scaled(raw, max_side)
+        if smaller is not None:
+            picture.replace(*smaller)
+            changed += 1
+    return changed
+
+
+def scaled(raw: bytes, max_side: int) -> tuple[str, bytes] | None:
+    """(media type, bytes) of a smaller copy; None when it is small enough. Raises Fault(400) for no image."""
+    with _open(raw) as image:
+        if max(image.size) <= max_side:
+            return None
+        kind = image.format
+        image.draft("RGB", (max_side, max_side))  # JPEG: decode at a fraction of the size
+        small = image if image.mode in ("RGB", "L", "RGBA") else image.convert("RGB")
+        small = small.copy()
+    small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    if kind == "JPEG" or small.mode != "RGBA":
+        small.convert("RGB").save(out, "JPEG", quality=88)
+        return "image/jpeg", out.getvalue()
+    small.save(out, "PNG")
+    return "image/png", out.getvalue()
+
+
+def _open(raw: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(raw))
+        if image.width * image.height > _MOST_PIXELS:
+            raise Fault(413, "image_too_large", f"An image has more than {_MOST_PIXELS} pixels.", param="messages")
+        image.load() if image.format not in ("JPEG", "MPO") else None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise Fault(400, "invalid_image", "An image cannot be read.", param="messages") from None
+    return image
+
+
+def _bytes_of(picture: Picture) -> bytes | None:
+    """The image itself; None for one behind a URL or for other media."""
+    text = picture.url
+    if picture.key != "data":
+        if not text.startswith("data:image/"):
+            return None
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=False)
+    except (binascii.Error, ValueError):
+        raise Fault(400, "invalid_image", "An image is not valid base64.", param="messages") from None
+
+
+def tokens(found: Found, rule: ImageTokens | None) -> int:
+    """Tokens of all inline images by the recipe's formula; 0 without one. Reads headers only."""
+    if rule is None:
+        return 0
+    total = 0
+    for picture in found.pictures:
+        raw = _bytes_of(picture)
+        if raw is None:
+            continue
+        try:
+            with Image.open(io.BytesIO(raw)) as image:
+                total += image_tokens(image.width, image.height, rule)
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+            continue
+    return total
+
+
+def image_tokens(width: int, height: int, rule: ImageTokens) -> int:
+    """Tokens of one image of that many pixels."""
+    cells = math.ceil(width / rule.cell) * math.ceil(height / rule.cell)
+    return min(max(cells, rule.least), rule.most) + rule.extra
