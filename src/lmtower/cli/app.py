@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone: nothing is wrong, and nothing more can be said on stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - the outer edge of the CLI: a bug is shown short, in full on request
+    except Exception as error:
+        # The outer edge: a bug is shown short, in full on request.
         if os.environ.get("LMTOWER_TRACEBACK"):
             raise
         print(f"lmtower: {type(error).__name__}: {error}\nSet LMTOWER_TRACEBACK=1 to see where.", file=sys.stderr)
@@ -87,7 +88,8 @@ def _invoke(name: str, command: TyperCommand | TyperGroup, arguments: list[str],
     except Abort:
         return 130
     except TyperException as error:
-        getattr(error, "show", lambda: print(error, file=sys.stderr))()
+        show = getattr(error, "show", None)  # usage errors know their own usage line
+        show() if show else print(error, file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
 

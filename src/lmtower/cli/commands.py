@@ -25,6 +25,8 @@ COMMANDS: dict[str, Verb] = {
     "explain": Verb("lmtower.cli.explain:explain", "Show what a persona makes of a request.", "Tower file"),
     "up": Verb("lmtower.cli.up:up", "Plan, start what is missing, then serve.", "Tower"),
     "serve": Verb("lmtower.cli.serve:serve", "Serve the gateway alone, on engines as they are.", "Tower"),
+    "key": Verb("lmtower.cli.key:app", "Make, list and revoke the keys of clients.", "Clients"),
+    "usage": Verb("lmtower.cli.usage:usage", "Who used what: requests, tokens, images, money.", "Clients"),
     "status": Verb("lmtower.cli.status:status", "Engines, personas and the gateway at a glance.", "Tower"),
     "reload": Verb("lmtower.cli.reload:reload", "Make the running tower read its file again.", "Tower"),
 }
@@ -45,7 +47,7 @@ def overview() -> str:
         verbs = [(name, verb) for name, verb in COMMANDS.items() if verb.group == group]
         if verbs:
             lines += ["", f"{group}:", *(f"  {name:<{width}}  {verb.help}" for name, verb in verbs)]
-    return "\n".join(lines + ["", *OPTIONS])
+    return "\n".join([*lines, "", *OPTIONS])
 
 
 OPTIONS = (

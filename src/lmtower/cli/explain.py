@@ -1,0 +1,90 @@
+"""``lmtower explain PERSONA < request.json``: what exactly is sent upstream, and which rule set which field."""
+
+from __future__ import annotations
+
+import sys
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import typer
+
+from lmtower.cli.globals import Globals
+from lmtower.cli.output import print_json, table
+from lmtower.config import Tower
+from lmtower.errors import Refused
+
+
+def explain(
+    ctx: typer.Context,
+    persona: Annotated[str, typer.Argument(help="Persona, or one of its aliases.")],
+    protocol: Annotated[str, typer.Option(help="Protocol of the request: chat, completions, embeddings, ...")] = "chat",
+) -> None:
+    """Show what a persona makes of a request: URL, headers without secrets, body, and the rule behind every field.
+
+    The request is read from standard input. No tower has to run.
+    """
+    from lmtower import recipes
+    from lmtower.cli.upstreams import upstreams_of
+    from lmtower.personas import PREPARERS, compile_persona
+    from lmtower.personas import explain as explain_request
+    from lmtower.wire import Fault
+
+    options: Globals = ctx.obj
+    tower = options.load().tower
+    if protocol not in PREPARERS:
+        raise Refused(f"no protocol {protocol!r}. There is {', '.join(PREPARERS)}.")
+    name = find_persona(tower, persona)
+    if sys.stdin.isatty():
+        print("Paste a JSON request, then Ctrl-D:", file=sys.stderr)
+    body = sys.stdin.buffer.read()
+    wanted = tower.personas[name]
+    upstream = next(upstream for upstream in upstreams_of(tower) if upstream.engine == wanted.engine)
+    compiled = compile_persona(
+        name,
+        wanted,
+        served=upstream.model,
+        recipe=recipes.get(upstream.recipe),
+        max_model_len=upstream.max_model_len,
+        image_hosts=tower.gateway.image_urls,
+        allowed_fields=frozenset(tower.gateway.dangerous_fields),
+    )
+    has_key = upstream.api_key is not None
+    try:
+        explanation = explain_request(protocol, body, compiled, engine_url=upstream.url, has_key=has_key)
+    except Fault as fault:
+        raise Refused(f"the gateway would answer {fault.status}: {fault.message}") from fault
+    _show(explanation, options.json)
+
+
+def _show(explanation: Any, as_json: bool) -> None:
+    value = {
+        "url": explanation.url,
+        "headers": explanation.headers,
+        "body": explanation.body,
+        "rules": [{"field": field, "rule": rule} for field, rule in explanation.rules],
+    }
+    if as_json:
+        print_json(value)
+        return
+    print(f"POST {explanation.url}")
+    for header, text in explanation.headers.items():
+        print(f"{header}: {text}")
+    print()
+    print_json(explanation.body)
+    print()
+    print(table(("FIELD", "RULE"), explanation.rules))
+
+
+def find_persona(tower: Tower, asked: str) -> str:
+    """The persona of that name or alias. Raises Refused with the nearest one."""
+    from difflib import get_close_matches
+
+    if asked in tower.personas:
+        return asked
+    for name, persona in tower.personas.items():
+        if any(fnmatchcase(asked, alias) for alias in persona.aliases):
+            return name
+    near = get_close_matches(asked, tower.personas, 1)
+    raise Refused(
+        f"no persona {asked!r}. " + (f"Did you mean {near[0]!r}?" if near else f"There is {', '.join(tower.personas)}.")
+    )
