@@ -153,7 +153,7 @@ def _cells(row: KeyRow, now: float) -> tuple[object, ...]:
         client.name,
         f"{client.prefix}…",
         "all" if client.personas is None else ", ".join(sorted(client.personas)),
-        ", ".join(f"{name}={value:g}" for name, value in limits.items()) or None,
+        ", ".join(f"{name}={value}" for name, value in limits.items()) or None,
         spoken_moment(client.created_at),
         spoken_moment(client.expires_at),
         row.state(now),

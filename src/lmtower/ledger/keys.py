@@ -38,6 +38,10 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self._clients)
 
+    def clients(self) -> tuple[Client, ...]:
+        """All of them."""
+        return tuple(self._clients.values())
+
     def find(self, token: str) -> Client | None:
         """The client with that key; None when there is none, or it expired, or it was revoked."""
         client = self._clients.get(sha256(token.encode("utf-8", "surrogatepass")).digest())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +18,12 @@ import structlog
 
 from lmtower.config.types import Limits
 from lmtower.errors import LedgerError
-from lmtower.ledger import drain, journal, keys
+from lmtower.ledger import drain, history, journal, keys, report
+from lmtower.ledger.accounts import is_unlimited
 from lmtower.ledger.database import Database
 from lmtower.ledger.keys import KeyTable
 from lmtower.ledger.limits import LocalLimits
+from lmtower.ledger.report import Report
 from lmtower.ledger.types import Client, KeyRow, NewKey, UsageRecord
 
 KEY_POLL_SECONDS = 0.4
@@ -56,7 +58,7 @@ class Ledger:
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None) -> Ledger:
-        """The ledger in ``data_dir`` with its keys; ``url``: the tower file's ``database``. Blocks. Raises LedgerError."""
+        """The ledger in ``data_dir``, keys loaded. ``url`` is the tower file's ``database``. Raises LedgerError."""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
@@ -84,6 +86,18 @@ class Ledger:
         elif self._disk_failing:
             self._disk_failing = False
             self._log.info("journal_write_recovered", folder=str(self._folder))
+
+    def configure(self, default: Limits, personas: Mapping[str, Limits]) -> None:
+        """Take over the limits of a tower file, at the start and at each reload, before it serves.
+
+        What was used before counts against limits that are new to this process. Blocks (reads the last day and
+        month, only when something is limited). Raises LedgerError.
+        """
+        limited = [default, *personas.values(), *(client.limits for client in self._keys.clients())]
+        if self._database.exists() and not all(is_unlimited(limits) for limits in limited):
+            self._prepare()
+            self.limits.history = history.read(self._database, self._folder, time.time()).fill
+        self.limits.default = default
 
     # Numbers for telemetry
 
@@ -191,6 +205,15 @@ class Ledger:
             if not stop():
                 self._drained = written
                 self._pending_since = began if self._journal.written + self._journal.waiting > written else None
+
+    def usage(self, by: Sequence[str] = ("client",), since: float | None = None, until: float | None = None) -> Report:
+        """What was used from ``since`` to ``until``, journal included, grouped by columns of ``report.GROUPS``.
+
+        Blocks. Raises LedgerError, Refused for an unknown group.
+        """
+        grouping = report.checked(by)
+        self.drain()
+        return report.report(self._database, grouping, since, until)
 
     def create_key(
         self,

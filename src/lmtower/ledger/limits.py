@@ -106,7 +106,7 @@ class LocalLimits:
         images: int = 0,
         now: float | None = None,
     ) -> float:
-        """Replace the estimate by what was used; returns the cost for ``UsageRecord.cost``. Only the first call counts."""
+        """Replace the estimate by what was used; returns what it cost. Only the first call counts."""
         if reservation.done:
             return reservation.cost
         reservation.done = True
