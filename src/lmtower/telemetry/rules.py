@@ -41,6 +41,11 @@ RECORDINGS = (
         "engine:vllm_prefix_hit:ratio_rate5m",
         _share("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", "engine"),
     ),
+    Recording(  # llama.cpp counts computed prompt tokens apart from cached ones
+        "engine:llamacpp_prefix_hit:ratio_rate5m",
+        "sum by (engine) (rate(llamacpp:prompt_tokens_cached_total[5m])) / (sum by (engine) ("
+        "rate(llamacpp:prompt_tokens_cached_total[5m]) + rate(llamacpp:prompt_tokens_total[5m])) > 0)",
+    ),
     Recording("persona:lmtower_input_tokens:rate1m", "sum by (persona) (rate(lmtower_input_tokens_total[1m]))"),
     Recording("persona:lmtower_output_tokens:rate1m", "sum by (persona) (rate(lmtower_output_tokens_total[1m]))"),
     Recording("engine:lmtower_output_tokens:rate1m", "sum by (engine) (rate(lmtower_output_tokens_total[1m]))"),
