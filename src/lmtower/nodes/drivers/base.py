@@ -1,0 +1,76 @@
+"""The seam between what is wanted and what a node does. Every driver passes the same contract tests.
+
+A driver belongs to one node. It starts, stops and observes; it never decides. ``start`` returns as soon as the
+engine runs, not when it answers: readiness is asked over HTTP by those who care. ``stop`` of what is not there
+is not an error, and ``start`` over what is there replaces it, so that both may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from lmtower.engines.spec import LaunchSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """An engine as it was found on a node."""
+
+    name: str
+    engine: str
+    node: str
+    spec_hash: str
+    running: bool
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    """The kernel killed it for memory (cgroup or host)."""
+    port: int = 0
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fetch has come. ``total_bytes`` is 0 while it is not known."""
+
+    what: str
+    done_bytes: int
+    total_bytes: int
+
+
+Report = Callable[[Progress], None]
+
+
+class Driver(Protocol):
+    """One node's way of running engines. Raises NodeError when the node, EngineError when the engine is at fault."""
+
+    node: str
+
+    async def observe(self) -> tuple[Observed, ...]:
+        """Everything of ours on the node, running or not."""
+        ...
+
+    async def start(self, spec: LaunchSpec) -> None:
+        """Run the engine, replacing what has its name."""
+        ...
+
+    async def stop(self, name: str, grace_seconds: float = 30.0) -> None:
+        """Ask it to end, then kill it, then remove what is left of it."""
+        ...
+
+    async def logs(self, name: str, lines: int = 200) -> str:
+        """The last lines that it wrote."""
+        ...
+
+    def follow(self, name: str, lines: int = 200) -> AsyncIterator[str]:
+        """The last lines and then each new one, until it ends."""
+        ...
+
+    async def pull(self, spec: LaunchSpec, report: Report) -> None:
+        """Fetch what the engine needs beforehand: the image. Nothing to do is not an error."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connection. Child processes end, containers stay."""
+        ...

@@ -1,0 +1,272 @@
+"""The supervisor: keeps started engines running, one owner of their states.
+
+    stopped ──start──> starting ──healthy──> ready ──stop──> draining ──> stopped
+                          │  ^                 │
+                     gives up └──── back-off ──┴─ ended, or silent for long
+                          v
+                        failed ──restart──> starting
+
+Theory of operation. ``start`` runs one engine and waits until it answers; a failure is explained by its log and
+leaves nothing behind. Once ready, a watch of the drivers sees an engine that ended or no longer answers. A
+container with a restart policy of its own comes back by itself: it is ``starting`` until it answers. Everything
+else is started again after a pause that doubles with each crash and is forgotten after a quiet time. All starts go
+through one lock per node, because two engines that load at once mis-measure each other's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lmtower.engines.failures import recognise
+from lmtower.engines.spec import LaunchSpec
+from lmtower.errors import EngineError, TowerError
+from lmtower.nodes.drivers import Driver, Observed
+from lmtower.nodes.http import healthy, listens
+
+State = Literal["stopped", "starting", "ready", "draining", "failed"]
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 60.0
+_QUIET_SECONDS = 300.0
+_SILENT_CHECKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One copy of an engine as the supervisor sees it. ``since`` is wall-clock time."""
+
+    spec: LaunchSpec
+    state: State
+    since: float
+    detail: str = ""
+    restarts: int = 0
+
+
+class Supervisor:
+    """Engines of one tower, keyed by node and name. ``on_change`` is called with each new status, in the loop."""
+
+    def __init__(
+        self,
+        drivers: Mapping[str, Driver],
+        *,
+        on_change: Callable[[EngineStatus], None] | None = None,
+        watch_seconds: float = 1.0,
+        start_timeout_seconds: float = 1800.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._drivers = drivers
+        self._on_change = on_change
+        self._watch_seconds = watch_seconds
+        self._start_timeout = start_timeout_seconds
+        self._clock = clock
+        self._status: dict[tuple[str, str], EngineStatus] = {}
+        self._crashes: dict[tuple[str, str], int] = {}
+        self._silent: dict[tuple[str, str], int] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._restarts: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    def statuses(self) -> tuple[EngineStatus, ...]:
+        """Every engine that was ever started or adopted here, in that order."""
+        return tuple(self._status.values())
+
+    async def start(self, spec: LaunchSpec) -> None:
+        """Start one engine and wait until it answers. Raises EngineError that says why it did not."""
+        async with self._lock(spec.node):
+            await self._start(spec)
+
+    def adopt(self, spec: LaunchSpec, state: State = "ready") -> None:
+        """Watch an engine that runs already."""
+        self._set(spec, state)
+        self._ensure_watch()
+
+    async def stop(self, engine: str) -> None:
+        """Stop all copies of an engine and forget them until the next start. Raises EngineError when unknown."""
+        for key in self._keys(engine):
+            await self._cancel_restart(key)
+            status = self._status[key]
+            self._set(status.spec, "draining")
+            await self._drivers[status.spec.node].stop(status.spec.name)
+            self._set(status.spec, "stopped")
+
+    async def restart(self, engine: str) -> None:
+        """Stop and start all copies, one after the other. Raises EngineError."""
+        for key in self._keys(engine):
+            await self._cancel_restart(key)
+            spec = self._status[key].spec
+            self._set(spec, "draining")
+            await self._drivers[spec.node].stop(spec.name)
+            self._crashes.pop(key, None)
+            await self.start(spec)
+
+    async def logs(self, engine: str, lines: int = 200) -> str:
+        """The last lines of every copy of an engine. Raises EngineError when unknown."""
+        parts = []
+        for key in self._keys(engine):
+            spec = self._status[key].spec
+            parts.append(await self._drivers[spec.node].logs(spec.name, lines))
+        return "\n".join(parts)
+
+    async def close(self) -> None:
+        """Stop watching and let go of the drivers: child processes end, containers stay."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        for key in list(self._restarts):
+            await self._cancel_restart(key)
+        await asyncio.gather(*(driver.close() for driver in self._drivers.values()))
+
+    async def _start(self, spec: LaunchSpec) -> None:
+        driver = self._drivers[spec.node]
+        self._set(spec, "starting")
+        begun = time.monotonic()
+        try:
+            await _make_way(driver, spec)
+            await driver.start(spec)
+            await self._wait_ready(spec, driver)
+        except TowerError as error:
+            self._set(spec, "failed", str(error))
+            raise
+        except TimeoutError as error:
+            log = await driver.logs(spec.name)
+            await driver.stop(spec.name)
+            message = _never_healthy(spec, time.monotonic() - begun, log)
+            self._set(spec, "failed", message)
+            raise EngineError(message) from error
+        self._set(spec, "ready")
+        self._ensure_watch()
+
+    async def _wait_ready(self, spec: LaunchSpec, driver: Driver) -> None:
+        begun = time.monotonic()
+        pause = 0.05
+        async with asyncio.timeout(self._start_timeout):
+            while True:
+                found = await _find(driver, spec)
+                if found is None or not found.running:
+                    await self._raise_ended(spec, driver, found, time.monotonic() - begun)
+                if spec.health_path is None or await healthy(spec.url, spec.health_path, spec.api_key):
+                    return
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 1.3)
+
+    async def _raise_ended(self, spec: LaunchSpec, driver: Driver, found: Observed | None, seconds: float) -> None:
+        log = await driver.logs(spec.name)
+        await driver.stop(spec.name)
+        code = found.exit_code if found else None
+        killed = found.out_of_memory if found else False
+        failure = recognise(log, code, out_of_memory=killed, port=spec.port, engine=spec.engine)
+        raise EngineError(
+            f"engine {spec.engine!r} on node {spec.node!r} stopped {seconds:.0f} s after its start (exit {code}): "
+            f"{failure} Full log: lmtower logs {spec.engine}"
+        )
+
+    def _ensure_watch(self) -> None:
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._watch_forever(), name="engine supervisor")
+
+    async def _watch_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._watch_seconds)
+            for key, status in list(self._status.items()):
+                if status.state in ("ready", "starting") and key not in self._restarts:
+                    await self._check(key, status)
+
+    async def _check(self, key: tuple[str, str], status: EngineStatus) -> None:
+        spec = status.spec
+        if self._lock(spec.node).locked():
+            return
+        driver = self._drivers[spec.node]
+        try:
+            found = await _find(driver, spec)
+        except TowerError as error:
+            # A cut link says nothing about the engine; the gateway's own checks see whether it still answers.
+            self._set(spec, status.state, str(error))
+            return
+        if found is None or not found.running:
+            log = await driver.logs(spec.name) if found else ""
+            code = found.exit_code if found else None
+            self._crashed(key, spec, str(recognise(log, code, port=spec.port, engine=spec.engine)))
+        elif spec.health_path is None or await healthy(spec.url, spec.health_path, spec.api_key):
+            self._silent.pop(key, None)
+            if status.state != "ready" or status.detail:
+                self._set(spec, "ready")
+            elif self._clock() - status.since > _QUIET_SECONDS:
+                self._crashes.pop(key, None)
+        elif status.state == "ready":
+            self._silent[key] = self._silent.get(key, 0) + 1
+            if self._silent[key] >= _SILENT_CHECKS:
+                self._set(spec, "starting", "it runs but does not answer")
+
+    def _crashed(self, key: tuple[str, str], spec: LaunchSpec, why: str) -> None:
+        crashes = self._crashes[key] = self._crashes.get(key, 0) + 1
+        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (crashes - 1))
+        old = self._status[key]
+        self._put(key, EngineStatus(spec, "failed", self._clock(), f"it ended: {why}", old.restarts + 1))
+        self._restarts[key] = asyncio.create_task(self._start_again(key, spec, pause))
+
+    async def _start_again(self, key: tuple[str, str], spec: LaunchSpec, pause: float) -> None:
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self.start(spec)
+            except TowerError:
+                pause = min(_LONGEST_PAUSE_SECONDS, max(1.0, pause * 2))
+                continue
+            del self._restarts[key]
+            return
+
+    async def _cancel_restart(self, key: tuple[str, str]) -> None:
+        task = self._restarts.pop(key, None)
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _keys(self, engine: str) -> list[tuple[str, str]]:
+        keys = [key for key, status in self._status.items() if status.spec.engine == engine]
+        if not keys:
+            raise EngineError(f"no engine {engine!r} was started here")
+        return keys
+
+    def _lock(self, node: str) -> asyncio.Lock:
+        return self._locks.setdefault(node, asyncio.Lock())
+
+    def _set(self, spec: LaunchSpec, state: State, detail: str = "") -> None:
+        key = (spec.node, spec.name)
+        old = self._status.get(key)
+        since = old.since if old and old.state == state else self._clock()
+        self._put(key, EngineStatus(spec, state, since, detail, old.restarts if old else 0))
+
+    def _put(self, key: tuple[str, str], status: EngineStatus) -> None:
+        old = self._status.get(key)
+        self._status[key] = status
+        if self._on_change is not None and (old is None or replace(old, since=0.0) != replace(status, since=0.0)):
+            self._on_change(status)
+
+
+async def _find(driver: Driver, spec: LaunchSpec) -> Observed | None:
+    return next((found for found in await driver.observe() if found.name == spec.name), None)
+
+
+async def _make_way(driver: Driver, spec: LaunchSpec) -> None:
+    """Stop what has our name, then make sure that the port is free: a stranger there would answer in our place."""
+    await driver.stop(spec.name)
+    if spec.port and await listens(spec.host, spec.port):
+        raise EngineError(
+            f"engine {spec.engine!r} on node {spec.node!r} was not started: port {spec.port} is taken by another "
+            f"program. Stop that program, or write another engines.{spec.engine}.port"
+        )
+
+
+def _never_healthy(spec: LaunchSpec, seconds: float, log: str) -> str:
+    last = log.strip().splitlines()[-1:] or ["nothing"]
+    return (
+        f"engine {spec.engine!r} on node {spec.node!r} runs but did not answer {spec.url}{spec.health_path} within "
+        f"{seconds:.0f} s; it was stopped. It said last: {last[0][:300]!r}. Full log: lmtower logs {spec.engine}"
+    )

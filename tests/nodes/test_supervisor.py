@@ -1,0 +1,150 @@
+"""The supervisor over real child processes: start, explain, restart, stop, leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmtower.engines.spec import LaunchSpec
+from lmtower.errors import EngineError
+from lmtower.nodes.drivers.process import ProcessDriver
+from lmtower.nodes.http import request
+from lmtower.nodes.supervisor import EngineStatus, Supervisor
+
+Make = Callable[..., LaunchSpec]
+
+
+class Changes:
+    """Collects statuses and lets a test wait for one."""
+
+    def __init__(self) -> None:
+        self.seen: list[EngineStatus] = []
+        self._event = asyncio.Event()
+
+    def __call__(self, status: EngineStatus) -> None:
+        self.seen.append(status)
+        self._event.set()
+
+    async def until(self, state: str, count: int = 1) -> None:
+        """Wait until a state was seen that often."""
+        async with asyncio.timeout(10):
+            while sum(status.state == state for status in self.seen) < count:
+                self._event.clear()
+                await self._event.wait()
+
+
+async def test_start_waits_until_the_engine_answers(supervisor: Supervisor, fake_spec: Make) -> None:
+    """After start the engine is ready and answers."""
+    spec = fake_spec()
+    await supervisor.start(spec)
+    answer = await request(spec.url, "/health")
+    assert answer is not None
+    assert answer.status == 200
+    assert [status.state for status in supervisor.statuses()] == ["ready"]
+
+
+async def test_start_explains_a_crash_and_leaves_nothing(
+    supervisor: Supervisor, driver: ProcessDriver, fake_spec: Make
+) -> None:
+    """An engine that ends while it loads is told in one sentence with the fix."""
+    with pytest.raises(
+        EngineError, match=r"engine 'one' on node 'local' stopped .* it ran out of memory\. Make context"
+    ):
+        await supervisor.start(fake_spec("one", "--crash", "torch.OutOfMemoryError: CUDA out of memory"))
+    assert await driver.observe() == ()
+    assert supervisor.statuses()[0].state == "failed"
+
+
+async def test_start_of_an_engine_that_never_answers_gives_up(driver: ProcessDriver, fake_spec: Make) -> None:
+    """Health that never comes ends in an error that says so, and the process is gone."""
+    supervisor = Supervisor({"local": driver}, start_timeout_seconds=0.5)
+    with pytest.raises(EngineError, match=r"did not answer .*/health within"):
+        await supervisor.start(fake_spec("one", "--deaf"))
+    assert await driver.observe() == ()
+
+
+async def test_start_on_a_taken_port_is_refused(supervisor: Supervisor, fake_spec: Make) -> None:
+    """A stranger on the port would answer in the engine's place, so the engine is not even started."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as stranger,
+        pytest.raises(EngineError, match="is taken by another program"),
+    ):
+        await supervisor.start(fake_spec(port=stranger.getsockname()[1]))
+
+
+async def test_crash_is_followed_by_a_restart(driver: ProcessDriver, fake_spec: Make) -> None:
+    """A killed engine is failed, then starting, then ready again, and the restart is counted."""
+    changes = Changes()
+    supervisor = Supervisor({"local": driver}, watch_seconds=0.05, start_timeout_seconds=10, on_change=changes)
+    spec = fake_spec()
+    await supervisor.start(spec)
+    (found,) = await driver.observe()
+    os.killpg(found.pid or 0, signal.SIGKILL)
+    await changes.until("ready", 2)
+    assert [status.state for status in changes.seen] == ["starting", "ready", "failed", "starting", "ready"]
+    assert supervisor.statuses()[0].restarts == 1
+    await supervisor.close()
+
+
+async def test_another_engine_survives_a_crash(driver: ProcessDriver, fake_spec: Make, another_port: int) -> None:
+    """One engine's end does not touch its neighbour."""
+    changes = Changes()
+    supervisor = Supervisor({"local": driver}, watch_seconds=0.05, start_timeout_seconds=10, on_change=changes)
+    first, second = fake_spec("one"), fake_spec("two", port=another_port)
+    await supervisor.start(first)
+    await supervisor.start(second)
+    pids = {found.engine: found.pid for found in await driver.observe()}
+    await request(first.url, "/die")
+    await changes.until("ready", 3)
+    after = {found.engine: found.pid for found in await driver.observe()}
+    assert after["two"] == pids["two"]
+    assert after["one"] != pids["one"]
+    await supervisor.close()
+
+
+async def test_stop_leaves_the_engine_stopped(supervisor: Supervisor, driver: ProcessDriver, fake_spec: Make) -> None:
+    """A stopped engine is not started again by the watch."""
+    await supervisor.start(fake_spec())
+    await supervisor.stop("one")
+    await asyncio.sleep(0.2)
+    assert await driver.observe() == ()
+    assert supervisor.statuses()[0].state == "stopped"
+
+
+async def test_restart_gives_a_new_process(supervisor: Supervisor, driver: ProcessDriver, fake_spec: Make) -> None:
+    """Restart replaces the process and ends ready."""
+    await supervisor.start(fake_spec())
+    (before,) = await driver.observe()
+    await supervisor.restart("one")
+    (after,) = await driver.observe()
+    assert after.pid != before.pid
+    assert supervisor.statuses()[0].state == "ready"
+
+
+async def test_unknown_engine_is_an_error(supervisor: Supervisor) -> None:
+    """Nothing is stopped by a wrong name."""
+    with pytest.raises(EngineError, match="no engine 'nobody'"):
+        await supervisor.stop("nobody")
+
+
+async def test_close_ends_helpers_too(driver: ProcessDriver, fake_spec: Make, tmp_path: Path) -> None:
+    """The helper of a vLLM-like engine does not outlive it."""
+    supervisor = Supervisor({"local": driver}, start_timeout_seconds=10)
+    pid_file = tmp_path / "pid"
+    await supervisor.start(fake_spec("one", "--child", str(pid_file)))
+    await supervisor.close()
+    assert not _alive(int(pid_file.read_text()))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
