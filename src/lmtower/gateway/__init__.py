@@ -1,0 +1,6 @@
+"""The gateway: server, keys, admission, routing, upstream connections, relay."""
+
+from lmtower.gateway.app import Configuration, Gateway, serve, tune_allocator
+from lmtower.gateway.upstreams import Upstream
+
+__all__ = ["Configuration", "Gateway", "Upstream", "serve", "tune_allocator"]

@@ -1,0 +1,198 @@
+"""A prepared request to its engine and back: slot, replica, connection, answer.
+
+A request is sent again only while nothing of an answer has come: to another replica when one cannot be reached, or
+on a new connection when a kept one turned out to be closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from lmtower.gateway import identity
+from lmtower.gateway.engine import Replica
+from lmtower.gateway.exchange import JSON
+from lmtower.gateway.flow import Flow
+from lmtower.gateway.relay import Relay, Watch
+from lmtower.gateway.upstream import Call, UpstreamLost
+from lmtower.personas import Prepared
+from lmtower.telemetry.families import UPSTREAM_CANCELLED, UPSTREAM_RETRIES
+from lmtower.telemetry.metrics import Metrics
+from lmtower.wire.faults import Fault, from_engine
+
+log = structlog.get_logger(__name__)
+ATTEMPTS = 3
+
+
+class Dispatcher:
+    """Sends prepared requests to engines. Shared by all requests; holds no state of any of them."""
+
+    def __init__(self, watch: Watch, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self.watch = watch
+        self.metrics = metrics
+        self.clock = clock
+
+    async def run(self, flow: Flow, prepared: Prepared) -> None:
+        """Admit, send, answer. Raises Fault while the status line has not gone out."""
+        assert flow.engine is not None
+        assert flow.persona is not None
+        admission = flow.engine.admission
+        lane = flow.persona.lane
+        relay = Relay(flow, prepared.reply, self.clock) if prepared.stream else None
+        if relay is not None:
+            self.watch.relays.add(relay)
+        try:
+            if not admission.try_enter(lane):
+                patience = identity.patience(flow.exchange.request.headers)
+                try:
+                    await admission.enter(lane, patience)
+                finally:
+                    flow.queue_seconds = self.clock() - flow.started_at
+            entered = self.clock()
+            try:
+                if relay is not None:
+                    await self._stream(flow, prepared, relay)
+                else:
+                    await self._whole(flow, prepared)
+            finally:
+                admission.leave(lane, self.clock() - entered)
+        finally:
+            if relay is not None:
+                self.watch.relays.discard(relay)
+
+    async def send(self, flow: Flow, prepared: Prepared) -> tuple[Call, Replica]:
+        """Send the request to a replica and wait for the head of the answer. Raises Fault(502)."""
+        engine = flow.engine
+        assert engine is not None
+        headers = [(b"x-request-id", flow.request_id.encode()), *prepared.headers]
+        trace = flow.exchange.request.headers.get(b"traceparent")
+        if trace is not None:
+            headers.append((b"traceparent", trace))
+        key = self._affinity(flow) if len(engine.replicas) > 1 else None
+        tried: frozenset[str] = frozenset()
+        for _ in range(ATTEMPTS):
+            replica = engine.choose(key, tried)
+            if replica is None:
+                break
+            call: Call | None = None
+            replica.in_flight += 1
+            try:
+                call = await replica.pool.call(prepared.path, prepared.pieces, headers=headers)
+                flow.replica = replica.upstream.replica
+                self.watch.calls[call] = self.clock()
+                await call.head()
+                replica.circuit.succeeded()
+            except UpstreamLost as lost:
+                replica.in_flight -= 1
+                log.warning("engine lost", engine=engine.name, replica=replica.upstream.replica, reason=str(lost))
+                self.metrics.count(UPSTREAM_RETRIES, engine.name, "connection" if lost.fresh else "unreachable")
+                if not (lost.fresh and call is not None):
+                    replica.circuit.failed(self.clock())
+                    engine.resize()
+                    tried |= {replica.upstream.replica}
+                if call is not None and not lost.fresh:
+                    # it may have seen the request: sending it again could run it twice
+                    raise Fault(502, "engine_unavailable", "The engine died while it worked on this request.") from None
+                continue
+            except BaseException:
+                replica.in_flight -= 1
+                if call is not None:
+                    call.close()
+                raise
+            finally:
+                if call is not None:
+                    self.watch.calls.pop(call, None)
+            return call, replica
+        raise Fault(502, "engine_unavailable", "The engine is not running or cannot be reached.", retry_after=5)
+
+    async def _whole(self, flow: Flow, prepared: Prepared) -> None:
+        call, replica = await self.send(flow, prepared)
+        try:
+            self.watch.calls[call] = self.clock()
+            body = await self._body(call)
+            if call.status != 200:
+                raise self._refusal(flow, call.status, body)
+            answer = prepared.reply.body(body)
+            self._learn(flow, prepared)
+            flow.exchange.respond(200, [JSON, *flow.headers], answer)
+        finally:
+            self.watch.calls.pop(call, None)
+            self._release(flow, call, replica)
+
+    async def _body(self, call: Call) -> bytes:
+        try:
+            return await call.body()
+        except UpstreamLost:
+            raise Fault(502, "engine_unavailable", "The engine died while it worked on this request.") from None
+
+    async def _stream(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
+        relay.waiting_since = self.clock()
+        call, replica = await self.send(flow, prepared)
+        reply = prepared.reply
+        try:
+            if call.status != 200 or not call.event_stream:
+                raise self._refusal(flow, call.status, await self._body(call))
+            relay.open()
+            relay.attach(call)
+            try:
+                await call.done()
+            except UpstreamLost:
+                if relay.fault is None:
+                    relay.fault = Fault(502, "engine_unavailable", "The engine died in the middle of this answer.")
+            self._finish(flow, prepared, relay)
+        finally:
+            flow.exchange.on_pause = flow.exchange.on_resume = None
+            self._release(flow, call, replica)
+        self._learn(flow, prepared)
+        if reply.complete:
+            flow.exchange.finish()
+
+    def _finish(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
+        """Send the last bytes; an answer that is not complete ends with the protocol's error and a cut connection."""
+        reply = prepared.reply
+        if relay.fault is None:
+            try:
+                flow.exchange.send(reply.end())
+            except Fault as fault:
+                relay.fault = fault
+        if relay.fault is None and not reply.complete:
+            relay.fault = Fault(502, "engine_error", "The engine ended the stream before the answer was complete.")
+        if relay.fault is not None:
+            flow.outcome = "upstream_error"
+            flow.status = relay.fault.status
+            flow.exchange.send(reply.broken(relay.fault))
+            if not reply.complete:
+                flow.exchange.abort()
+
+    def _refusal(self, flow: Flow, status: int, body: bytes) -> Fault:
+        assert flow.persona is not None
+        if status == 200:
+            return Fault(502, "engine_error", "The engine answered a streaming request without a stream.")
+        fault = from_engine(status, body, flow.persona.secrets)
+        if fault.status >= 500:
+            flow.outcome = "upstream_error"
+            log.warning("engine error", engine=flow.persona.engine, status=status, request_id=flow.request_id)
+        return fault
+
+    def _release(self, flow: Flow, call: Call, replica: Replica) -> None:
+        replica.in_flight -= 1
+        if not call.complete and call.error is None:
+            assert flow.engine is not None
+            self.metrics.count(UPSTREAM_CANCELLED, flow.engine.name)
+            call.close()
+
+    def _learn(self, flow: Flow, prepared: Prepared) -> None:
+        usage = prepared.reply.usage
+        if usage.known and flow.engine is not None and not flow.images:
+            flow.engine.learn(flow.body_bytes, usage.input_tokens)
+
+    def _affinity(self, flow: Flow) -> bytes:
+        """What requests with the same prefix have in common: their session, else persona and the prompt's start."""
+        if flow.session:
+            return flow.session.encode()
+        if flow.end_user:
+            return flow.end_user.encode()
+        body = flow.exchange.request.body
+        at = max(body.find(b'"messages"'), body.find(b'"prompt"'), body.find(b'"input"'), 0)
+        return flow.asked.encode() + body[at : at + 256]

@@ -1,0 +1,158 @@
+"""One engine as the gateway sees it: its replicas, their health and circuits, its slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import structlog
+
+from lmtower.gateway.admission import Admission
+from lmtower.gateway.routing import Candidate, choose
+from lmtower.gateway.upstream import Pool, UpstreamLost
+from lmtower.gateway.upstreams import Upstream
+
+log = structlog.get_logger(__name__)
+
+Condition = Literal["stopped", "starting", "ready", "draining", "failed"]
+
+FAILURES_TO_OPEN = 3
+OPEN_SECONDS = 1.0
+OPEN_SECONDS_MOST = 15.0
+CHECK_SECONDS = 5.0
+CHECK_SECONDS_UNHEALTHY = 0.5
+CHECK_TIMEOUT = 5.0
+
+
+class Circuit:
+    """Keeps requests off a replica that fails: open after three failures in a row, then one probe at a time."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_until = 0.0
+        self._open_seconds = OPEN_SECONDS
+
+    def state(self, now: float) -> Literal["closed", "open", "half_open"]:
+        """closed: requests pass. open: none. half_open: the next one decides."""
+        if self._failures < FAILURES_TO_OPEN:
+            return "closed"
+        return "open" if now < self._open_until else "half_open"
+
+    def failed(self, now: float) -> None:
+        """A connection could not be made or broke."""
+        self._failures += 1
+        if self._failures >= FAILURES_TO_OPEN:
+            self._open_until = now + self._open_seconds
+            self._open_seconds = min(OPEN_SECONDS_MOST, self._open_seconds * 2)
+
+    def succeeded(self) -> None:
+        """An answer came, whatever its status: the replica is there."""
+        self._failures = 0
+        self._open_seconds = OPEN_SECONDS
+
+
+class Replica:
+    """One running copy of an engine."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.pool = Pool(upstream.url, upstream.api_key)
+        self.circuit = Circuit()
+        self.in_flight = 0
+        self.healthy: bool | None = None
+        """What the last health check said; None before the first."""
+        self.ready_since = 0.0
+
+    def usable(self, now: float) -> bool:
+        """Whether requests may go there. A replica that was not checked yet gets the benefit of the doubt."""
+        return self.healthy is not False and self.circuit.state(now) != "open"
+
+    async def check(self) -> bool:
+        """Ask for health once."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                call = await self.pool.call(self.upstream.health_path, (), method="GET")
+                try:
+                    await call.body()
+                finally:
+                    call.close()
+        except (UpstreamLost, TimeoutError):
+            return False
+        return call.status == 200
+
+
+class Engine:
+    """The replicas of one engine and the slots that they share."""
+
+    def __init__(self, upstreams: Sequence[Upstream], clock: Callable[[], float]) -> None:
+        self.name = upstreams[0].engine
+        self.upstreams = tuple(upstreams)
+        self.replicas = tuple(Replica(upstream) for upstream in upstreams)
+        self.admission = Admission(sum(upstream.slots for upstream in upstreams), upstreams[0].lanes, clock)
+        self.bytes_per_token = 4.0
+        """Learned from finished requests; estimates the input of those that were cancelled before usage came."""
+        self._clock = clock
+        self._checks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin the health checks."""
+        self._checks = [asyncio.create_task(self._watch(replica)) for replica in self.replicas]
+
+    def close(self) -> None:
+        """Stop the checks and close every connection."""
+        for task in self._checks:
+            task.cancel()
+        for replica in self.replicas:
+            replica.pool.close()
+
+    def condition(self) -> Condition:
+        """The engine's state from its replicas: ready when one of them is."""
+        if any(replica.healthy for replica in self.replicas):
+            return "ready"
+        return "starting" if any(replica.healthy is None for replica in self.replicas) else "failed"
+
+    def choose(self, key: bytes | None, tried: frozenset[str]) -> Replica | None:
+        """The replica for the next request; None when none is usable."""
+        if len(self.replicas) == 1:
+            replica = self.replicas[0]
+            return replica if replica.usable(self._clock()) and replica.upstream.replica not in tried else None
+        now = self._clock()
+        candidates = [
+            Candidate(r.upstream.replica, r.upstream.slots - r.in_flight, r.upstream.slots, r.usable(now))
+            for r in self.replicas
+        ]
+        index = choose(candidates, key, tried)
+        return None if index is None else self.replicas[index]
+
+    def learn(self, body_bytes: int, input_tokens: int) -> None:
+        """Take a finished request into the average of bytes per token."""
+        if input_tokens > 0:
+            self.bytes_per_token += (body_bytes / input_tokens - self.bytes_per_token) * 0.05
+
+    def resize(self) -> None:
+        """Offer the slots of the usable replicas; all of them when none is, so that requests fail at once."""
+        now = self._clock()
+        slots = sum(replica.upstream.slots for replica in self.replicas if replica.usable(now))
+        slots = slots or sum(replica.upstream.slots for replica in self.replicas)
+        if slots != self.admission.slots:
+            self.admission.resize(slots)
+
+    async def _watch(self, replica: Replica) -> None:
+        misses = 0
+        while True:
+            if await replica.check():
+                misses = 0
+                if not replica.healthy:
+                    log.info("engine ready", engine=self.name, replica=replica.upstream.replica)
+                    replica.ready_since = self._clock()
+                replica.healthy = True
+                replica.circuit.succeeded()
+            else:
+                misses += 1
+                if replica.healthy and misses >= 2:
+                    log.warning("engine lost", engine=self.name, replica=replica.upstream.replica)
+                if misses >= 2:
+                    replica.healthy = False
+            self.resize()
+            await asyncio.sleep(CHECK_SECONDS if replica.healthy and not misses else CHECK_SECONDS_UNHEALTHY)

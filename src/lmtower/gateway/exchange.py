@@ -1,0 +1,82 @@
+"""The seam between the HTTP server and everything behind it: a request in; start, send, finish, disconnected out.
+
+The handler is one coroutine per request. When the client goes away the server cancels it, so that leaving the
+handler (queue, engine connection) needs no polling anywhere. Tests drive the handler with an exchange in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from lmtower.wire.faults import Dialect
+
+Header = tuple[bytes, bytes]
+Headers = Sequence[Header]
+
+JSON: Header = (b"content-type", b"application/json")
+SSE: Headers = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class Request:
+    """One complete request. Header names are lower case; of repeated headers the last one counts."""
+
+    __slots__ = ("body", "headers", "method", "path", "peer", "query", "received")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: bytes = b"",
+        headers: dict[bytes, bytes] | None = None,
+        body: bytes = b"",
+        peer: str = "",
+        received: float = 0.0,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers if headers is not None else {}
+        self.body = body
+        self.peer = peer
+        self.received = received
+        """When the request was complete, on the loop's clock."""
+
+    def header(self, name: bytes) -> str:
+        """A header as text, ``""`` when it is missing."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+
+class Exchange(Protocol):
+    """One request and the way to answer it."""
+
+    request: Request
+    started: bool
+    """Whether the status line has gone out."""
+    on_pause: Callable[[], None] | None
+    """Called when the client reads too slowly: stop reading from the engine."""
+    on_resume: Callable[[], None] | None
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """The whole answer in one write."""
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Begin an answer of unknown length."""
+
+    def send(self, data: bytes) -> None:
+        """A piece of the answer begun by ``start``."""
+
+    def finish(self) -> None:
+        """The answer is complete."""
+
+    def abort(self) -> None:
+        """Cut the connection, so that a broken answer cannot look complete."""
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+DialectOf = Callable[[str], Dialect]
+"""Path -> dialect for errors that arise before the handler runs (a body over the limit, broken HTTP)."""

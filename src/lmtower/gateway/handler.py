@@ -1,0 +1,207 @@
+"""What happens to every request: route, key, persona, limits, engine, record. The gateway's table of contents."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from itertools import count
+
+import msgspec
+import structlog
+
+from lmtower.gateway import identity, routes
+from lmtower.gateway.dispatch import Dispatcher
+from lmtower.gateway.exchange import JSON, Exchange, Header
+from lmtower.gateway.flow import Flow
+from lmtower.gateway.routes import Route
+from lmtower.gateway.snapshot import Snapshot
+from lmtower.ledger import Client, Ledger, UsageRecord
+from lmtower.personas import PREPARERS, CompiledPersona, prepare
+from lmtower.telemetry.families import AUTH_FAILURES
+from lmtower.telemetry.metrics import Metrics
+from lmtower.wire import faults, models
+from lmtower.wire import top as tops
+from lmtower.wire.faults import Dialect, Fault
+
+log = structlog.get_logger(__name__)
+
+
+class Handler:
+    """Serves the client-facing listener. ``snapshot`` is read once per request."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        ledger: Ledger,
+        metrics: Metrics,
+        dispatcher: Dispatcher,
+        clock: Callable[[], float],
+        on_record: Callable[[UsageRecord], None],
+    ) -> None:
+        self.snapshot = snapshot
+        self.ledger = ledger
+        self.metrics = metrics
+        self.dispatcher = dispatcher
+        self.draining = False
+        self._clock = clock
+        self._on_record = on_record
+        self._prefix = "req_" + secrets.token_hex(6)
+        self._count = count()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        request = exchange.request
+        request_id = identity.request_id(request.headers) or f"{self._prefix}{next(self._count):08x}"
+        route, tail = routes.find(request.path)
+        dialect = route.dialect if route else routes.dialect_of(request.path)
+        try:
+            if request.method == "OPTIONS":
+                self._preflight(exchange, request_id)
+            elif route is None:
+                raise Fault(404, "unknown_route", f"There is no {request.method} {request.path[:200]} here.")
+            elif request.method not in route.methods:
+                allow = (b"allow", ", ".join(route.methods).encode())
+                raise Fault(405, "method_not_allowed", f"Use {' or '.join(route.methods)}.", headers=(allow,))
+            elif route.kind == "model":
+                await self._model(exchange, route, tail, request_id)
+            else:
+                self._side(exchange, route, tail, request_id)
+        except Fault as fault:
+            self.refuse(exchange, fault, dialect, request_id)
+
+    def refuse(self, exchange: Exchange, fault: Fault, dialect: Dialect, request_id: str) -> None:
+        """Answer with an error, in the stream if it has begun."""
+        if exchange.started:
+            exchange.send(faults.event(fault, dialect, request_id))
+            exchange.abort()
+            return
+        headers = [JSON, (b"x-request-id", request_id.encode()), *fault.header_lines(), *self._cors(exchange)]
+        exchange.respond(faults.status(fault, dialect), headers, faults.render(fault, dialect, request_id))
+
+    # -- model requests --------------------------------------------------------------------------------------
+
+    async def _model(self, exchange: Exchange, route: Route, deployment: str, request_id: str) -> None:
+        flow = Flow(exchange, self.snapshot(), route.protocol, route.dialect, request_id)
+        flow.time = time.time()
+        flow.headers += self._cors(exchange)
+        try:
+            await self._serve(flow, route, deployment)
+        except Fault as fault:
+            flow.status = faults.status(fault, flow.dialect)
+            if flow.outcome == "ok":
+                flow.outcome = "upstream_error" if fault.code.startswith("engine_") else "refused"
+            self.refuse(exchange, fault, flow.dialect, request_id)
+        except asyncio.CancelledError:
+            flow.outcome = "cancelled"
+            flow.status = 499
+            raise
+        except BaseException:
+            flow.outcome = "error"
+            flow.status = 500
+            raise
+        finally:
+            if flow.client is not None:
+                self._record(flow)
+
+    async def _serve(self, flow: Flow, route: Route, deployment: str) -> None:
+        request = flow.exchange.request
+        if self.draining:
+            raise Fault(503, "shutting_down", "The tower is shutting down.", retry_after=10)
+        flow.client = self.client(request.headers)
+        top = tops.split(request.body)
+        flow.asked = tops.text(top, "model") or deployment
+        persona = flow.persona = self._persona(flow.snapshot, flow.client, flow.asked, route)
+        flow.asked = flow.asked or persona.name
+        flow.end_user = identity.end_user(request.headers, top)
+        flow.session = identity.session(request.headers, top)
+        flow.retry = identity.is_retry(request.headers)
+        if route.protocol not in PREPARERS:
+            raise Fault(501, "not_supported", f"{request.path} is not supported by this tower.", should_retry=False)
+        prepared = prepare(route.protocol, top, persona, flow.asked, flow.request_id)
+        flow.engine = flow.snapshot.engines[persona.engine]
+        flow.reply = prepared.reply
+        flow.stream = prepared.stream
+        flow.images = prepared.images
+        await self.dispatcher.run(flow, prepared)
+
+    def client(self, headers: dict[bytes, bytes]) -> Client:
+        """The client behind a request's key. Raises Fault(401)."""
+        tokens = identity.tokens(headers)
+        for token in tokens:
+            client = self.ledger.find(token)
+            if client is not None:
+                return client
+        self.metrics.count(AUTH_FAILURES, "unknown_key" if tokens else "missing_key")
+        if tokens:
+            raise Fault(401, "invalid_api_key", "This API key is not valid: unknown, expired or revoked.")
+        raise Fault(401, "missing_api_key", "Send an API key as 'Authorization: Bearer <key>' or in 'x-api-key'.")
+
+    def _persona(self, snapshot: Snapshot, client: Client, asked: str, route: Route) -> CompiledPersona:
+        if not asked and client.personas is not None:
+            allowed = [p for p in snapshot.personas.values() if p.name in client.personas]
+            if allowed:
+                return next((p for p in allowed if p.fim or not route.fim), allowed[0])
+        persona = snapshot.find(asked, fim=route.fim)
+        if client.personas is not None and persona.name not in client.personas:
+            raise Fault(403, "model_not_allowed", f"This API key may not use the model {asked[:100]!r}.", param="model")
+        return persona
+
+    def _record(self, flow: Flow) -> None:
+        record = flow.record(self._clock())
+        self.ledger.record(record)
+        self.metrics.finished(record)
+        if flow.stream and flow.last_at > flow.first_at and record.output_tokens > 1:
+            series = self.metrics.series(record.persona, record.client, record.engine, record.lane)
+            series.inter_token((flow.last_at - flow.first_at) / (record.output_tokens - 1))
+        self._on_record(record)
+
+    # -- everything else -------------------------------------------------------------------------------------
+
+    def _side(self, exchange: Exchange, route: Route, tail: str, request_id: str) -> None:
+        snapshot = self.snapshot()
+        status, answer = 200, b'{"status":"ok"}'
+        if route.kind == "models":
+            answer = self._models(snapshot, self.client(exchange.request.headers), tail)
+        elif route.kind == "ready":
+            conditions = {engine.name: engine.condition() for engine in snapshot.engines.values()}
+            ready = all(condition == "ready" for condition in conditions.values()) and not self.draining
+            status = 200 if ready else 503
+            answer = msgspec.json.encode({"status": "ready" if ready else "not_ready", "engines": conditions})
+        exchange.respond(status, [JSON, (b"x-request-id", request_id.encode()), *self._cors(exchange)], answer)
+
+    def _models(self, snapshot: Snapshot, client: Client, wanted: str) -> bytes:
+        cards = [
+            models.ModelCard(p.name, p.description, p.max_model_len, snapshot.created)
+            for p in snapshot.personas.values()
+            if client.may_use(p.name) and (wanted or not p.hidden)
+        ]
+        if not wanted:
+            return msgspec.json.encode(models.listing(cards))
+        for card in cards:
+            if card.name == wanted:
+                return msgspec.json.encode(models.entry(card))
+        raise Fault(404, "model_not_found", f"The model {wanted[:100]!r} does not exist.", param="model")
+
+    def _cors(self, exchange: Exchange) -> list[Header]:
+        allowed = self.snapshot().tower.gateway.cors
+        origin = exchange.request.headers.get(b"origin")
+        if not allowed or origin is None or ("*" not in allowed and origin.decode("latin-1") not in allowed):
+            return []
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"vary", b"origin"),
+        ]
+
+    def _preflight(self, exchange: Exchange, request_id: str) -> None:
+        headers = [(b"x-request-id", request_id.encode()), *self._cors(exchange)]
+        if len(headers) > 1:
+            wanted = exchange.request.headers.get(b"access-control-request-headers", b"authorization, content-type")
+            headers += [
+                (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+                (b"access-control-allow-headers", wanted),
+                (b"access-control-max-age", b"600"),
+            ]
+        exchange.respond(204, headers, b"")

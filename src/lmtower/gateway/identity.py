@@ -1,0 +1,91 @@
+"""Who calls: the key, the end user behind it, the session; read from what real clients send."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from lmtower.wire import top as tops
+from lmtower.wire.faults import Fault
+from lmtower.wire.top import Top
+
+_KEY_HEADERS = (b"x-api-key", b"api-key", b"x-litellm-api-key")
+_END_USER_HEADERS = (b"x-openwebui-user-email", b"x-openwebui-user-id", b"x-openwebui-user-name")
+_SESSION_HEADERS = (
+    b"x-claude-code-session-id",
+    b"x-openwebui-chat-id",
+    b"session_id",
+    b"session-id",
+    b"conversation_id",
+    b"x-litellm-session-id",
+    b"x-session-id",
+)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+def tokens(headers: Mapping[bytes, bytes]) -> list[str]:
+    """The keys that a request carries. Clients send several, some of them dummies: any valid one counts."""
+    found = []
+    bearer = headers.get(b"authorization", b"")
+    if bearer[:7].lower() == b"bearer ":
+        found.append(bearer[7:].strip().decode("latin-1"))
+    for name in _KEY_HEADERS:
+        value = headers.get(name)
+        if value:
+            found.append(value.removeprefix(b"Bearer ").strip().decode("latin-1"))
+    return [token for token in found if token]
+
+
+def end_user(headers: Mapping[bytes, bytes], top: Top) -> str:
+    """The person behind a shared key, as the client tells: Open WebUI's headers, else the body's ``user``."""
+    for name in _END_USER_HEADERS:
+        value = headers.get(name)
+        if value:
+            return _short(value.decode("latin-1"))
+    if "user" in top:
+        try:
+            user = tops.value(top, "user")
+        except Fault:
+            return ""
+        return _short(user) if isinstance(user, str) else ""
+    return ""
+
+
+def session(headers: Mapping[bytes, bytes], top: Top) -> str:
+    """The conversation, for affinity and reports."""
+    for name in _SESSION_HEADERS:
+        value = headers.get(name)
+        if value:
+            return _short(value.decode("latin-1"))
+    if "prompt_cache_key" in top:
+        try:
+            key = tops.value(top, "prompt_cache_key")
+        except Fault:
+            return ""
+        return _short(key) if isinstance(key, str) else ""
+    return ""
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> str | None:
+    """The client's own request id, if it is harmless."""
+    value = headers.get(b"x-request-id")
+    return value.decode() if value is not None and _REQUEST_ID.fullmatch(value) else None
+
+
+def is_retry(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the SDK says that it sent this request before."""
+    value = headers.get(b"x-stainless-retry-count")
+    return value is not None and value != b"0"
+
+
+def patience(headers: Mapping[bytes, bytes]) -> float | None:
+    """Seconds until the client gives up, if it says so."""
+    value = headers.get(b"x-stainless-read-timeout")
+    try:
+        return max(0.1, float(value)) if value else None
+    except ValueError:
+        return None
+
+
+def _short(text: str) -> str:
+    return text[:128]

@@ -1,0 +1,108 @@
+"""An event stream on its way from engine to client: straight through, with keep-alives and deadlines.
+
+The engine's bytes arrive in its connection's callback and leave in the same callback. Both sides' flow control is
+tied together: a client that reads slowly pauses the engine's connection, so memory does not grow. One watch over
+all streams (a tick a second) sends keep-alives and enforces the deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from lmtower.config.types import Gateway as GatewayConfig
+from lmtower.gateway.exchange import SSE, Exchange
+from lmtower.gateway.flow import Flow
+from lmtower.gateway.upstream import Call
+from lmtower.wire.faults import Fault
+from lmtower.wire.reply import Reply
+
+
+class Relay:
+    """One stream. ``keep_alive`` may be called before there is a call: while the request waits for its slot."""
+
+    __slots__ = ("_clock", "_reply", "call", "exchange", "fault", "flow", "last_write", "waiting_since")
+
+    def __init__(self, flow: Flow, reply: Reply, clock: Callable[[], float]) -> None:
+        self.flow = flow
+        self.exchange: Exchange = flow.exchange
+        self.call: Call | None = None
+        self.fault: Fault | None = None
+        self.last_write = self.waiting_since = clock()
+        self._reply = reply
+        self._clock = clock
+
+    def open(self) -> None:
+        """Send status 200 and the headers of an event stream, once."""
+        if not self.exchange.started:
+            self.exchange.start(200, [*SSE, *self.flow.headers])
+
+    def keep_alive(self, now: float) -> None:
+        """Show the client that the request is alive."""
+        self.open()
+        self.exchange.send(self._reply.keepalive)
+        self.last_write = now
+
+    def attach(self, call: Call) -> None:
+        """Let the engine's bytes flow to the client."""
+        self.call = call
+        self.exchange.on_pause = call.pause
+        self.exchange.on_resume = call.resume
+        call.attach(self._sink)
+
+    def _sink(self, data: bytes) -> None:
+        if self.fault is not None:
+            return
+        try:
+            out = self._reply.feed(data)
+        except Fault as fault:
+            self.fault = fault
+            if self.call is not None:
+                self.call.fail("the answer cannot be relayed")
+            return
+        if out:
+            now = self._clock()
+            flow = self.flow
+            if not flow.first_at:
+                flow.first_at = now
+            flow.last_at = self.last_write = now
+            self.exchange.send(out)
+
+
+class Watch:
+    """Everything that waits for an engine, looked at once a tick."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.relays: set[Relay] = set()
+        self.calls: dict[Call, float] = {}
+        """Calls without a relay (the answer does not stream) and when they began."""
+        self._clock = clock
+
+    async def run(self, config: Callable[[], GatewayConfig]) -> None:
+        """Tick until cancelled, at least four times per keep-alive interval."""
+        while True:
+            settings = config()
+            await asyncio.sleep(max(0.01, min(1.0, settings.keepalive / 4)))
+            self.tick(self._clock(), settings)
+
+    def tick(self, now: float, settings: GatewayConfig) -> None:
+        """Send the keep-alives that are due, end what waited too long."""
+        for relay in list(self.relays):
+            call = relay.call
+            if call is not None:
+                first = relay.flow.first_at
+                limit = settings.idle_timeout if first else settings.first_token_timeout
+                if now - max(call.last_read if first else 0.0, relay.waiting_since) > limit:
+                    relay.fault = _too_slow(limit, first > 0)
+                    call.fail("timeout")
+                    continue
+            if now - relay.last_write >= settings.keepalive:
+                relay.keep_alive(now)
+        for call, since in list(self.calls.items()):
+            if now - max(since, call.last_read) > settings.first_token_timeout:
+                call.fail("the engine gave no answer in time")
+
+
+def _too_slow(seconds: float, started: bool) -> Fault:
+    what = "fell silent" if started else "gave no first token"
+    return Fault(504, "engine_timeout", f"The engine {what} for {seconds:g} s.")

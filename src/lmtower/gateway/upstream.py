@@ -1,0 +1,311 @@
+"""HTTP/1.1 client for trusted engines: a pool of kept connections on httptools, one ``Call`` per request.
+
+Theory of operation
+-------------------
+A connection carries one call at a time. The call gathers the answer's body until somebody attaches a sink; from
+then on every read goes straight to the sink, in the transport's callback, with no task or queue between. Closing a
+call before its answer is complete closes the connection, and that is what cancels the work in the engine: vLLM and
+llama.cpp both watch for it.
+
+vLLM's server drops idle connections after 5 s, so idle ones are only reused for 4 s. A reused connection that is
+closed before the first byte of an answer was idle too long at the other end; such a call is made once more on a
+new connection, because the engine never saw it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from lmtower.errors import EngineError
+from lmtower.wire.top import Piece, size
+
+IDLE_SECONDS = 4.0
+CONNECT_SECONDS = 5.0
+WRITE_BUFFER = 256 * 1024
+
+
+class UpstreamLost(EngineError):
+    """The engine cannot be reached or went away. ``fresh`` is True when it cannot have seen the request."""
+
+    def __init__(self, message: str, *, fresh: bool) -> None:
+        super().__init__(message)
+        self.fresh = fresh
+
+
+class Call:
+    """One request to an engine and its answer. Await ``head()`` then ``body()``, or attach a sink."""
+
+    __slots__ = (
+        "_chunks",
+        "_connection",
+        "_done",
+        "_head",
+        "_sink",
+        "complete",
+        "error",
+        "headers",
+        "last_read",
+        "status",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.complete = False
+        self.error: UpstreamLost | None = None
+        self.last_read = monotonic()
+        self._connection: Connection | None = connection
+        self._chunks: list[bytes] = []
+        self._sink: Callable[[bytes], None] | None = None
+        self._head: asyncio.Future[None] | None = None
+        self._done: asyncio.Future[None] | None = None
+
+    @property
+    def event_stream(self) -> bool:
+        """Whether the answer is an event stream."""
+        return self.headers.get(b"content-type", b"").startswith(b"text/event-stream")
+
+    async def head(self) -> None:
+        """Wait for status and headers. Raises UpstreamLost."""
+        if self.status == 0 and self.error is None:
+            self._head = asyncio.get_running_loop().create_future()
+            await self._head
+        if self.error is not None and not self.status:
+            raise self.error
+
+    async def done(self) -> None:
+        """Wait for the end of the answer. Raises UpstreamLost when it was cut short."""
+        if not self.complete and self.error is None:
+            self._done = asyncio.get_running_loop().create_future()
+            await self._done
+        if self.error is not None:
+            raise self.error
+
+    async def body(self) -> bytes:
+        """Wait for the whole answer. Raises UpstreamLost."""
+        await self.done()
+        return b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0]
+
+    def attach(self, sink: Callable[[bytes], None]) -> None:
+        """Send the body to ``sink`` as it is read, beginning with what is already here."""
+        self._sink = sink
+        chunks, self._chunks = self._chunks, []
+        for chunk in chunks:
+            sink(chunk)
+
+    def pause(self) -> None:
+        """Stop reading from the engine."""
+        if self._connection is not None:
+            self._connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading from the engine."""
+        if self._connection is not None:
+            self._connection.transport.resume_reading()
+
+    def close(self) -> None:
+        """Give the call up: if it is not complete, its connection closes and the engine stops working on it."""
+        if self._connection is not None:
+            self._connection.transport.abort()
+
+    # -- called by the connection ----------------------------------------------------------------------------
+
+    def began(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """Status and headers are there."""
+        self.status = status
+        self.headers = headers
+        if self._head is not None and not self._head.done():
+            self._head.set_result(None)
+
+    def read(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self._sink is not None:
+            self._sink(data)
+        else:
+            self._chunks.append(data)
+
+    def ended(self, error: UpstreamLost | None) -> None:
+        """The answer is complete, or (with an error) never will be."""
+        self._connection = None
+        self.complete = error is None
+        self.error = error
+        for waiter in (self._head, self._done):
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def fail(self, message: str) -> None:
+        """End the call with an error of our own (a timeout)."""
+        connection = self._connection
+        if connection is not None:
+            connection.call = None
+            connection.transport.abort()
+            self.ended(UpstreamLost(message, fresh=False))
+
+
+class Connection(asyncio.Protocol):
+    """One connection to an engine."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.call: Call | None = None
+        self.idle_since = 0.0
+        self.used = False
+        self._pool = pool
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: dict[bytes, bytes] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
+
+    def send(self, head: bytes, pieces: Sequence[Piece]) -> Call:
+        """Write a request and return its call."""
+        call = self.call = Call(self)
+        self.transport.writelines([head, *pieces])
+        return call
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the engine."""
+        call = self.call
+        if call is None:
+            self.transport.abort()
+            return
+        call.last_read = monotonic()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.transport.abort()
+        except httptools.HttpParserError as exc:
+            self._lost(f"the engine's answer is not HTTP: {exc}")
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The engine closed, or we did."""
+        self._pool.forget(self)
+        self._lost("the engine closed the connection")
+
+    def _lost(self, message: str) -> None:
+        call, self.call = self.call, None
+        if call is not None:
+            call.ended(UpstreamLost(message, fresh=self.used and call.status == 0))
+
+    def on_message_begin(self) -> None:
+        """The first byte of an answer."""
+        self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line."""
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Status and headers are there; a 1xx answer is only an announcement."""
+        status = self._parser.get_status_code()
+        if self.call is not None and status >= 200:
+            self.call.began(status, self._headers)
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self.call is not None:
+            self.call.read(data)
+
+    def on_message_complete(self) -> None:
+        """The answer is complete: the connection may carry the next call."""
+        call = self.call
+        if call is None or call.status == 0:
+            return
+        self.call = None
+        if self._parser.should_keep_alive():
+            # before the waiter runs, so that its next call finds the connection
+            self._pool.release(self)
+        else:
+            self.transport.close()
+        call.ended(None)
+
+
+class Pool:
+    """Connections to one replica."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        parts = urlsplit(url)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._host = parts.hostname or "127.0.0.1"
+        self._port = parts.port or (443 if self._tls else 80)
+        self._path = parts.path.rstrip("/")
+        self._common = f"host: {parts.netloc.rpartition('@')[2]}\r\ncontent-type: application/json\r\n".encode()
+        if api_key:
+            self._common += f"authorization: Bearer {api_key}\r\n".encode()
+        self._idle: deque[Connection] = deque()
+        self._all: set[Connection] = set()
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    async def call(
+        self,
+        path: str,
+        pieces: Sequence[Piece],
+        *,
+        method: str = "POST",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> Call:
+        """Send a request. Raises UpstreamLost when no connection can be made."""
+        head = self._head(method, path, headers, size(pieces))
+        connection = self._take() or await self._connect()
+        return connection.send(head, pieces)
+
+    def _head(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
+        fixed = self._heads.get((method, path))
+        if fixed is None:
+            fixed = f"{method} {self._path}{path} HTTP/1.1\r\n".encode() + self._common
+            if len(self._heads) < 64:
+                self._heads[method, path] = fixed
+        extra = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+        return b"%b%bcontent-length: %d\r\n\r\n" % (fixed, extra, length)
+
+    def _take(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport.is_closing():
+                continue
+            if monotonic() - connection.idle_since > IDLE_SECONDS:
+                connection.transport.abort()
+                continue
+            return connection
+        return None
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self), self._host, self._port, ssl=self._tls
+                )
+        except (OSError, TimeoutError) as exc:
+            reason = "no answer in time" if isinstance(exc, TimeoutError) else str(exc)
+            raise UpstreamLost(f"the engine cannot be reached: {reason}", fresh=True) from exc
+        self._all.add(connection)
+        return connection
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection for the next call."""
+        connection.idle_since = monotonic()
+        connection.used = True
+        self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is gone."""
+        self._all.discard(connection)
+
+    def close(self) -> None:
+        """Close every connection, running calls included."""
+        self._idle.clear()
+        for connection in list(self._all):
+            connection.transport.abort()
