@@ -153,6 +153,8 @@ class Gateway:
             elif upstreams:
                 engines[name] = Engine(upstreams, self.clock)
         self._files = {path: _changed_at(path) for path in configuration.files}
+        tower = configuration.tower
+        self.ledger.configure(tower.limits, {name: p.limits for name, p in tower.personas.items()})
         built = snapshot.build(version, configuration.tower, configuration.upstreams, engines, int(time.time()))
         self.metrics.set_ttft_targets({p.name: p.ttft_target for p in built.personas.values() if p.ttft_target})
         return built

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.exchange import Exchange, Header
 from lmtower.gateway.snapshot import Snapshot
-from lmtower.ledger import Client, UsageRecord
+from lmtower.ledger import Client, Reservation, UsageRecord
 from lmtower.ledger.types import Outcome
 from lmtower.personas import CompiledPersona
 from lmtower.wire.faults import Dialect
@@ -34,6 +34,7 @@ class Flow:
         "replica",
         "reply",
         "request_id",
+        "reservation",
         "retry",
         "session",
         "snapshot",
@@ -63,6 +64,7 @@ class Flow:
         self.engine: Engine | None = None
         self.replica = ""
         self.reply: Reply | None = None
+        self.reservation: Reservation | None = None
         self.asked = ""
         self.end_user = ""
         self.session = ""

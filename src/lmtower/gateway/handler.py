@@ -15,6 +15,7 @@ from lmtower.gateway import identity, routes
 from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.exchange import JSON, Exchange, Header
 from lmtower.gateway.flow import Flow
+from lmtower.gateway.quota import Quota
 from lmtower.gateway.routes import Route
 from lmtower.gateway.snapshot import Snapshot
 from lmtower.ledger import Client, Ledger, UsageRecord
@@ -44,6 +45,7 @@ class Handler:
         self.ledger = ledger
         self.metrics = metrics
         self.dispatcher = dispatcher
+        self.quota = Quota(ledger, metrics)
         self.draining = False
         self._clock = clock
         self._on_record = on_record
@@ -116,7 +118,6 @@ class Handler:
         flow.asked = flow.asked or persona.name
         flow.end_user = identity.end_user(request.headers, top)
         flow.session = identity.session(request.headers, top)
-        flow.retry = identity.is_retry(request.headers)
         if route.protocol not in PREPARERS:
             raise Fault(501, "not_supported", f"{request.path} is not supported by this tower.", should_retry=False)
         prepared = prepare(route.protocol, top, persona, flow.asked, flow.request_id)
@@ -124,6 +125,7 @@ class Handler:
         flow.reply = prepared.reply
         flow.stream = prepared.stream
         flow.images = prepared.images
+        self.quota.reserve(flow, top)
         await self.dispatcher.run(flow, prepared)
 
     def client(self, headers: dict[bytes, bytes]) -> Client:
@@ -150,6 +152,7 @@ class Handler:
 
     def _record(self, flow: Flow) -> None:
         record = flow.record(self._clock())
+        self.quota.settle(flow, record)
         self.ledger.record(record)
         self.metrics.finished(record)
         if flow.stream and flow.last_at > flow.first_at and record.output_tokens > 1:
