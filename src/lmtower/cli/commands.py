@@ -29,7 +29,9 @@ COMMANDS: dict[str, Verb] = {
     "usage": Verb("lmtower.cli.usage:usage", "Who used what: requests, tokens, images, money.", "Clients"),
     "status": Verb("lmtower.cli.status:status", "Engines, personas and the gateway at a glance.", "Tower"),
     "reload": Verb("lmtower.cli.reload:reload", "Make the running tower read its file again.", "Tower"),
-    "render": Verb("lmtower.cli.render:app", "Files for Prometheus, Grafana, compose, Kubernetes, ...", "Files and friends"),
+    "render": Verb(
+        "lmtower.cli.render:app", "Files for Prometheus, Grafana, compose, Kubernetes, ...", "Files and friends"
+    ),
 }
 
 

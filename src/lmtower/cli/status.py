@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import typer
@@ -58,7 +59,7 @@ def _personas(answer: Mapping[str, Any]) -> str:
 
 def _snapshot(answer: Mapping[str, Any]) -> str:
     snapshot = answer.get("snapshot") or {}
-    text = f"snapshot {snapshot.get('version', '?')}, loaded {snapshot.get('loaded_at', '?')}"
+    text = f"snapshot {snapshot.get('version', '?')}, loaded {moment(snapshot.get('loaded_at'))}"
     if snapshot.get("error"):
         text += (
             f"\nthe tower file has changed since, but cannot be used; the last good one serves:\n{snapshot['error']}"
@@ -76,3 +77,8 @@ def seconds(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def moment(value: float | None) -> str:
+    """Seconds since the epoch -> local time."""
+    return "?" if value is None else datetime.fromtimestamp(value).strftime("%Y-%m-%d %H:%M:%S")

@@ -65,7 +65,7 @@ def _upstream(
     tower: Tower, name: str, replica: str, node: str, url: str, plan: EnginePlan | None, engine_key: str | None
 ) -> Upstream:
     engine = tower.engines[name]
-    external = bool(engine.url or engine.urls)
+    external = is_external(engine)
     runtime: Runtime = "external" if external else engine.runtime or runtime_of(engine.model)
     own_key = engine.api_key.get_secret_value() if engine.api_key else None
     private = (urlsplit(url).hostname or "") in ("127.0.0.1", "::1", "localhost")
@@ -88,3 +88,8 @@ def _upstream(
 def runtime_of(model: str) -> Runtime:
     """``llamacpp`` for bundled and GGUF models, else ``vllm``."""
     return "llamacpp" if model.startswith("bundled:") or model.lower().endswith(".gguf") else "vllm"
+
+
+def is_external(engine: Engine) -> bool:
+    """Whether somebody else runs it."""
+    return bool(engine.url or engine.urls)

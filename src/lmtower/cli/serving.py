@@ -1,0 +1,114 @@
+"""One tower process: data folder, ledger, gateway and, for ``up``, its engines, from start to clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmtower import __version__
+from lmtower.cli.globals import Globals
+from lmtower.cli.upstreams import upstreams_of
+from lmtower.config import Loaded, parse_listen
+from lmtower.errors import LedgerError
+from lmtower.gateway import Configuration, Gateway, serve, tune_allocator
+from lmtower.ledger import Ledger
+from lmtower.plan.types import EnginePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What can be told to a person once clients can connect."""
+
+    tower: Loaded
+    listen: tuple[str, int]
+    admin: tuple[str, int]
+    first_key: str | None
+    """The key that was made because there was none; shown once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How this call reads its tower file, at the start and at every reload."""
+
+    options: Globals
+    overrides: Mapping[str, Any]
+    plans: Mapping[str, EnginePlan]
+    engine_key: str | None = None
+
+    def configuration(self) -> Configuration:
+        """The tower file as the gateway takes it. Raises ConfigError."""
+        loaded = self.options.load(self.overrides)
+        return Configuration(
+            loaded.tower, upstreams_of(loaded.tower, self.plans, self.engine_key), loaded.watched_files
+        )
+
+
+def with_port(loaded: Loaded, port: int | None) -> dict[str, Any]:
+    """Overrides that move the tower to another port; the admin listener follows on the next one."""
+    if port is None:
+        return {}
+    gateway = loaded.tower.gateway
+    hosts = {"listen": parse_listen(gateway.listen)[0], "admin": parse_listen(gateway.admin)[0]}
+    shown = {key: f"[{host}]" if ":" in host else host for key, host in hosts.items()}
+    return {
+        "gateway.listen": f"{shown['listen']}:{port}",
+        "gateway.admin": f"{shown['admin']}:{port + 1 if port else 0}",
+    }
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Run one tower on uvloop until it is done or interrupted."""
+    import uvloop
+
+    tune_allocator()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(_as_coroutine(main))
+        except KeyboardInterrupt:
+            print("stopped before it was ready.", file=sys.stderr)
+
+
+async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
+    await main()
+
+
+async def serve_until_stopped(
+    serving: Serving, loaded: Loaded, on_started: Callable[[Started], None], control: Any = None
+) -> None:
+    """Open the ledger and serve until a signal; everything is closed when this returns."""
+    data_dir = serving.options.data_dir
+    ledger = await asyncio.to_thread(Ledger.open, data_dir, loaded.tower.database)
+    first_key = await asyncio.to_thread(ledger.first_key, "first")
+    gateway = Gateway(
+        serving.configuration(),
+        ledger,
+        data_dir,
+        admin_key=admin_key(data_dir),
+        configure=serving.configuration,
+        control=control,
+        version=__version__,
+    )
+    await serve(gateway, lambda listen, admin: on_started(Started(loaded, listen, admin, first_key)))
+
+
+def admin_key(data_dir: Path) -> str:
+    """The admin key of this data folder; made on the first start, readable by its owner only."""
+    path = data_dir / "admin.key"
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            return path.read_text("utf-8").strip()
+        key = secrets.token_urlsafe(32)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(key + "\n")
+    except OSError as exc:
+        raise LedgerError(
+            f"cannot use the data folder {data_dir}: {exc.strerror or exc}. Name another with --data-dir."
+        ) from exc
+    return key
