@@ -74,6 +74,8 @@ def _batch(database: Database, segment: Path, done: Drained) -> bool:
         return False
     with database.writing() as connection:
         offset = _locked_offset(connection, segment.name)
+        if offset is None:
+            return True  # look again: the segment should be gone
         found = list(islice(journal.read(segment, offset), BATCH_ROWS))
         if not found:
             return False
@@ -87,7 +89,8 @@ def _batch(database: Database, segment: Path, done: Drained) -> bool:
     return len(found) == BATCH_ROWS
 
 
-def _locked_offset(connection: Connection, segment: str) -> int:
+def _locked_offset(connection: Connection, segment: str) -> int | None:
+    """How far the segment was read, locked until the commit; None: another process just finished and forgot it."""
     from sqlalchemy import select
     from sqlalchemy.dialects import postgresql, sqlite
 
@@ -96,7 +99,8 @@ def _locked_offset(connection: Connection, segment: str) -> int:
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     connection.execute(insert(journal_offsets).values(segment=segment, offset=0).on_conflict_do_nothing())
     wanted = select(journal_offsets.c.offset).where(journal_offsets.c.segment == segment)
-    return int(connection.execute(wanted.with_for_update()).scalar_one())
+    offset = connection.execute(wanted.with_for_update()).scalar()
+    return None if offset is None else int(offset)
 
 
 def _forget(database: Database, segment: Path) -> None:
