@@ -42,7 +42,7 @@ class Changes:
 async def test_start_waits_until_the_engine_answers(supervisor: Supervisor, fake_spec: Make) -> None:
     """After start the engine is ready and answers."""
     spec = fake_spec()
-    await supervisor.start(spec)
+    await supervisor.launch(spec)
     answer = await request(spec.url, "/health")
     assert answer is not None
     assert answer.status == 200
@@ -56,7 +56,7 @@ async def test_start_explains_a_crash_and_leaves_nothing(
     with pytest.raises(
         EngineError, match=r"engine 'one' on node 'local' stopped .* it ran out of memory\. Make context"
     ):
-        await supervisor.start(fake_spec("one", "--crash", "torch.OutOfMemoryError: CUDA out of memory"))
+        await supervisor.launch(fake_spec("one", "--crash", "torch.OutOfMemoryError: CUDA out of memory"))
     assert await driver.observe() == ()
     assert supervisor.statuses()[0].state == "failed"
 
@@ -65,7 +65,7 @@ async def test_start_of_an_engine_that_never_answers_gives_up(driver: ProcessDri
     """Health that never comes ends in an error that says so, and the process is gone."""
     supervisor = Supervisor({"local": driver}, start_timeout_seconds=0.5)
     with pytest.raises(EngineError, match=r"did not answer .*/health within"):
-        await supervisor.start(fake_spec("one", "--deaf"))
+        await supervisor.launch(fake_spec("one", "--deaf"))
     assert await driver.observe() == ()
 
 
@@ -75,7 +75,7 @@ async def test_start_on_a_taken_port_is_refused(supervisor: Supervisor, fake_spe
         socket.create_server(("127.0.0.1", 0)) as stranger,
         pytest.raises(EngineError, match="is taken by another program"),
     ):
-        await supervisor.start(fake_spec(port=stranger.getsockname()[1]))
+        await supervisor.launch(fake_spec(port=stranger.getsockname()[1]))
 
 
 async def test_crash_is_followed_by_a_restart(driver: ProcessDriver, fake_spec: Make) -> None:
@@ -83,7 +83,7 @@ async def test_crash_is_followed_by_a_restart(driver: ProcessDriver, fake_spec: 
     changes = Changes()
     supervisor = Supervisor({"local": driver}, watch_seconds=0.05, start_timeout_seconds=10, on_change=changes)
     spec = fake_spec()
-    await supervisor.start(spec)
+    await supervisor.launch(spec)
     (found,) = await driver.observe()
     os.killpg(found.pid or 0, signal.SIGKILL)
     await changes.until("ready", 2)
@@ -97,8 +97,8 @@ async def test_another_engine_survives_a_crash(driver: ProcessDriver, fake_spec:
     changes = Changes()
     supervisor = Supervisor({"local": driver}, watch_seconds=0.05, start_timeout_seconds=10, on_change=changes)
     first, second = fake_spec("one"), fake_spec("two", port=another_port)
-    await supervisor.start(first)
-    await supervisor.start(second)
+    await supervisor.launch(first)
+    await supervisor.launch(second)
     pids = {found.engine: found.pid for found in await driver.observe()}
     await request(first.url, "/die")
     await changes.until("ready", 3)
@@ -110,7 +110,7 @@ async def test_another_engine_survives_a_crash(driver: ProcessDriver, fake_spec:
 
 async def test_stop_leaves_the_engine_stopped(supervisor: Supervisor, driver: ProcessDriver, fake_spec: Make) -> None:
     """A stopped engine is not started again by the watch."""
-    await supervisor.start(fake_spec())
+    await supervisor.launch(fake_spec())
     await supervisor.stop("one")
     await asyncio.sleep(0.2)
     assert await driver.observe() == ()
@@ -119,7 +119,7 @@ async def test_stop_leaves_the_engine_stopped(supervisor: Supervisor, driver: Pr
 
 async def test_restart_gives_a_new_process(supervisor: Supervisor, driver: ProcessDriver, fake_spec: Make) -> None:
     """Restart replaces the process and ends ready."""
-    await supervisor.start(fake_spec())
+    await supervisor.launch(fake_spec())
     (before,) = await driver.observe()
     await supervisor.restart("one")
     (after,) = await driver.observe()
@@ -137,7 +137,7 @@ async def test_close_ends_helpers_too(driver: ProcessDriver, fake_spec: Make, tm
     """The helper of a vLLM-like engine does not outlive it."""
     supervisor = Supervisor({"local": driver}, start_timeout_seconds=10)
     pid_file = tmp_path / "pid"
-    await supervisor.start(fake_spec("one", "--child", str(pid_file)))
+    await supervisor.launch(fake_spec("one", "--child", str(pid_file)))
     await supervisor.close()
     assert not _alive(int(pid_file.read_text()))
 

@@ -6,7 +6,7 @@
                           v
                         failed ──restart──> starting
 
-Theory of operation. ``start`` runs one engine and waits until it answers; a failure is explained by its log and
+Theory of operation. ``launch`` runs one engine and waits until it answers; a failure is explained by its log and
 leaves nothing behind. Once ready, a watch of the drivers sees an engine that ended or no longer answers. A
 container with a restart policy of its own comes back by itself: it is ``starting`` until it answers. Everything
 else is started again after a pause that doubles with each crash and is forgotten after a quiet time. All starts go
@@ -74,10 +74,17 @@ class Supervisor:
         """Every engine that was ever started or adopted here, in that order."""
         return tuple(self._status.values())
 
-    async def start(self, spec: LaunchSpec) -> None:
+    async def launch(self, spec: LaunchSpec) -> None:
         """Start one engine and wait until it answers. Raises EngineError that says why it did not."""
         async with self._lock(spec.node):
             await self._start(spec)
+
+    async def start(self, engine: str) -> None:
+        """Start the copies of a known engine that do not run. Raises EngineError."""
+        for key in self._keys(engine):
+            if self._status[key].state in ("stopped", "failed"):
+                await self._cancel_restart(key)
+                await self.launch(self._status[key].spec)
 
     def adopt(self, spec: LaunchSpec, state: State = "ready") -> None:
         """Watch an engine that runs already."""
@@ -101,7 +108,7 @@ class Supervisor:
             self._set(spec, "draining")
             await self._drivers[spec.node].stop(spec.name)
             self._crashes.pop(key, None)
-            await self.start(spec)
+            await self.launch(spec)
 
     async def logs(self, engine: str, lines: int = 200) -> str:
         """The last lines of every copy of an engine. Raises EngineError when unknown."""
@@ -148,7 +155,7 @@ class Supervisor:
         async with asyncio.timeout(self._start_timeout):
             while True:
                 found = await _find(driver, spec)
-                if found is None or not found.running:
+                if found is None or not found.running or found.restarts:
                     await self._raise_ended(spec, driver, found, time.monotonic() - begun)
                 if spec.health_path is None or await healthy(spec.url, spec.health_path, spec.api_key):
                     return
@@ -188,7 +195,9 @@ class Supervisor:
             # A cut link says nothing about the engine; the gateway's own checks see whether it still answers.
             self._set(spec, status.state, str(error))
             return
-        if found is None or not found.running:
+        if found is not None and found.returns:
+            self._set(spec, "starting", "it ended and is being restarted by its node")
+        elif found is None or not found.running:
             log = await driver.logs(spec.name) if found else ""
             code = found.exit_code if found else None
             self._crashed(key, spec, str(recognise(log, code, port=spec.port, engine=spec.engine)))
@@ -214,7 +223,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(pause)
             try:
-                await self.start(spec)
+                await self.launch(spec)
             except TowerError:
                 pause = min(_LONGEST_PAUSE_SECONDS, max(1.0, pause * 2))
                 continue

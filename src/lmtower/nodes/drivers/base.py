@@ -28,6 +28,10 @@ class Observed:
     """The kernel killed it for memory (cgroup or host)."""
     port: int = 0
     pid: int | None = None
+    returns: bool = False
+    """It ended, and the node itself is about to start it again."""
+    restarts: int = 0
+    """How often the node itself has started it again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,245 @@
+"""The docker driver: one container per engine, on this machine's Docker engine or over ``ssh://``.
+
+Containers use the host's network, so an engine is reached at its node's private address without a proxy, and NCCL
+finds the fast card. The restart policy is ``on-failure``: a crashed engine returns, but after a reboot nothing
+starts by itself, because engines must be started one at a time (``lmtower up`` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lmtower.engines.failures import recognise
+from lmtower.engines.spec import LABEL_ENGINE, LABEL_PORT, LABEL_SPEC, LaunchSpec
+from lmtower.errors import EngineError, NodeError
+from lmtower.nodes.drivers.base import Observed, Progress, Report
+from lmtower.nodes.reach import explain_unreachable
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+T = TypeVar("T")
+_TIMEOUT_SECONDS = 60
+_LOG_OPTIONS = {"max-size": "50m", "max-file": "3"}
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class DockerDriver:
+    """Containers of one node. Connects when first needed, and again after the link was cut."""
+
+    def __init__(self, node: str, address: str = "local", socket: str | None = None) -> None:
+        self.node = node
+        self._address = address
+        self._socket = socket
+        self._client: DockerClient | None = None
+        self._connecting = asyncio.Lock()
+
+    async def observe(self) -> tuple[Observed, ...]:
+        """All containers with our label, running or not."""
+        return await self._ask(lambda client: tuple(self._observed(each) for each in _ours(client)))
+
+    async def start(self, spec: LaunchSpec) -> None:
+        """Create and start the container; the image is pulled when it is missing. Raises EngineError, NodeError."""
+        await self.stop(spec.name)
+        if not await self._ask(lambda client: _has_image(client, spec.image or "")):
+            await self.pull(spec, lambda _: None)
+        await self._ask(lambda client: _check_architecture(client, spec))
+        await self._ask(lambda client: _run(client, spec))
+
+    async def stop(self, name: str, grace_seconds: float = 30.0) -> None:
+        """SIGTERM, SIGKILL after the grace, then remove the container. Volumes stay."""
+
+        def act(client: DockerClient) -> None:
+            for container in client.containers.list(all=True, filters={"name": f"^/?{name}$"}):
+                with contextlib.suppress(_errors().NotFound):
+                    container.stop(timeout=int(grace_seconds))
+                    container.remove(force=True)
+
+        await self._ask(act)
+
+    async def logs(self, name: str, lines: int = 200) -> str:
+        """Standard output and error together."""
+
+        def act(client: DockerClient) -> str:
+            try:
+                raw: bytes = client.containers.get(name).logs(tail=lines)
+            except _errors().NotFound:
+                return ""
+            return raw.decode("utf-8", "replace")
+
+        return await self._ask(act)
+
+    async def follow(self, name: str, lines: int = 200) -> AsyncIterator[str]:
+        """Lines as they come, until the container ends."""
+        stream = await self._ask(lambda client: client.containers.get(name).logs(stream=True, follow=True, tail=lines))
+        rest = b""
+        while (chunk := await asyncio.to_thread(_next, stream)) is not None:
+            *whole, rest = (rest + chunk).split(b"\n")
+            for raw in whole:
+                yield raw.decode("utf-8", "replace")
+
+    async def pull(self, spec: LaunchSpec, report: Report) -> None:
+        """Fetch the image with progress. Raises EngineError that says whether it is missing or the disk is full."""
+        image = spec.image or ""
+        if await self._ask(lambda client: _has_image(client, image)):
+            return
+
+        def act(client: DockerClient) -> None:
+            repository, tag = _split(image)
+            layers: dict[str, tuple[int, int]] = {}
+            for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
+                if "error" in event:
+                    raise EngineError(_image_error(spec, self.node, str(event["error"])))
+                detail = event.get("progressDetail") or {}
+                if event.get("status") == "Downloading" and detail.get("total"):
+                    layers[str(event.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
+                    done, total = (sum(column) for column in zip(*layers.values(), strict=True))
+                    report(Progress(f"image {image}", done, total))
+
+        try:
+            await self._ask(act)
+        except NodeError as error:
+            raise EngineError(_image_error(spec, self.node, str(error.__cause__ or error))) from error
+
+    async def close(self) -> None:
+        """Close the connection; containers stay."""
+        if self._client is not None:
+            await asyncio.to_thread(self._client.close)
+            self._client = None
+
+    async def _ask(self, act: Callable[[DockerClient], T]) -> T:
+        """Run a blocking call off the loop; whatever Docker or the link says becomes an error of ours."""
+        import requests
+
+        errors = _errors()
+        async with self._connecting:
+            client = self._client or await self._connect()
+        try:
+            return await asyncio.to_thread(act, client)
+        except errors.APIError as error:
+            message = str(error.explanation or error)
+            failure = recognise(message, None)
+            said = str(failure) if failure.kind != "unknown" else message
+            raise NodeError(f"Docker on node {self.node!r} refused: {said}") from error
+        except (errors.DockerException, requests.RequestException, OSError) as error:
+            self._client = None
+            raise await self._unreachable(error) from error
+
+    async def _connect(self) -> DockerClient:
+        import docker
+        import requests
+
+        base = self._socket or (None if self._address == "local" else self._address)
+        try:
+            self._client = await asyncio.to_thread(
+                lambda: docker.DockerClient(base_url=base, timeout=_TIMEOUT_SECONDS, use_ssh_client=True)
+            )
+        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+            raise await self._unreachable(error) from error
+        return self._client
+
+    async def _unreachable(self, error: Exception) -> NodeError:
+        return NodeError(await explain_unreachable(self.node, self._address, str(error)))
+
+    def _observed(self, container: Container) -> Observed:
+        state: dict[str, Any] = container.attrs["State"]
+        labels: dict[str, str] = container.labels
+        running = bool(state.get("Running"))
+        return Observed(
+            name=container.name or "",
+            engine=labels.get(LABEL_ENGINE, ""),
+            node=self.node,
+            spec_hash=labels.get(LABEL_SPEC, ""),
+            running=running and not state.get("Restarting"),
+            exit_code=None if running and not state.get("Restarting") else state.get("ExitCode"),
+            out_of_memory=bool(state.get("OOMKilled")),
+            port=int(labels.get(LABEL_PORT, "0")),
+            pid=state.get("Pid") or None,
+            returns=bool(state.get("Restarting")),
+            restarts=int(container.attrs.get("RestartCount", 0)),
+        )
+
+
+def _errors() -> Any:
+    import docker.errors
+
+    return docker.errors
+
+
+def _ours(client: DockerClient) -> list[Container]:
+    found: list[Container] = client.containers.list(all=True, filters={"label": LABEL_ENGINE}, ignore_removed=True)
+    return found
+
+
+def _has_image(client: DockerClient, image: str) -> bool:
+    try:
+        client.images.get(image)
+    except _errors().ImageNotFound:
+        return False
+    return True
+
+
+def _check_architecture(client: DockerClient, spec: LaunchSpec) -> None:
+    built = client.images.get(spec.image or "").attrs.get("Architecture")
+    machine = client.info().get("Architecture", "")
+    if built and built != _ARCHITECTURES.get(machine, machine):
+        raise EngineError(
+            f"engine {spec.engine!r}: image {spec.image!r} was built for {built}, but node {spec.node!r} is "
+            f"{_ARCHITECTURES.get(machine, machine)}. Choose another image"
+        )
+
+
+def _run(client: DockerClient, spec: LaunchSpec) -> None:
+    client.containers.create(**container_options(spec)).start()
+
+
+def container_options(spec: LaunchSpec) -> dict[str, Any]:
+    """The spec as arguments of ``containers.create``. Importing the package is all that it needs of Docker."""
+    from docker.types import DeviceRequest, LogConfig, Ulimit
+
+    policy, _, times = spec.restart.partition(":")
+    options: dict[str, Any] = {
+        "image": spec.image,
+        "entrypoint": [spec.argv[0]],
+        "command": list(spec.argv[1:]),
+        "name": spec.name,
+        "environment": {**spec.env, **spec.secrets},
+        "labels": dict(spec.labels),
+        "network_mode": "host",
+        "volumes": {
+            mount.source: {"bind": mount.target, "mode": "ro" if mount.read_only else "rw"} for mount in spec.mounts
+        },
+        "ulimits": [Ulimit(name=name, soft=value, hard=value) for name, value in spec.ulimits.items()],
+        "log_config": LogConfig(type=LogConfig.types.JSON, config=_LOG_OPTIONS),
+        "restart_policy": {"Name": policy, **({"MaximumRetryCount": int(times)} if times else {})},
+        "detach": True,
+    }
+    if spec.shm_bytes:
+        options["shm_size"] = spec.shm_bytes
+    if spec.devices:
+        chosen = {"count": -1} if spec.devices == ("all",) else {"device_ids": list(spec.devices)}
+        options["device_requests"] = [DeviceRequest(capabilities=[["gpu"]], **chosen)]
+    return options
+
+
+def _next(stream: Iterator[bytes]) -> bytes | None:
+    return next(stream, None)
+
+
+def _split(image: str) -> tuple[str, str]:
+    name, colon, tag = image.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (image, "latest")
+
+
+def _image_error(spec: LaunchSpec, node: str, said: str) -> str:
+    failure = recognise(said, None)
+    if failure.kind == "disk_full":
+        return f"engine {spec.engine!r} on node {node!r}: {failure}"
+    return (
+        f"engine {spec.engine!r}: image {spec.image!r} is not on node {node!r} and could not be pulled: {said[:300]}. "
+        f"Check engines.{spec.engine}.image and the node's network, or load it there: docker load"
+    )
