@@ -25,13 +25,13 @@ class Fleet:
     async def start_all(self) -> None:
         """Start all, one engine at a time, each waited for. Raises EngineError."""
         for spec in self.specs:
-            await self._supervisor.start(spec)
+            await self._supervisor.launch(spec)
 
     async def start(self, engine: str) -> None:
         """Start the copies of one engine. Raises EngineError."""
         for spec in self.specs:
             if spec.engine == engine:
-                await self._supervisor.start(spec)
+                await self._supervisor.launch(spec)
 
     async def stop(self, engine: str) -> None:
         """Stop the copies of one engine until the next start."""

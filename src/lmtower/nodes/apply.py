@@ -1,0 +1,172 @@
+"""Apply: carry out a diff, strictly one engine at a time on each node, and say how long every phase took.
+
+For each engine: fetch its image, wait until the node's memory has settled and suffices, start it, wait until it
+answers, compare the memory it really took with the plan, warm it up. An engine that fails is rolled back alone;
+the others stay and the rest of the diff goes on. Nodes work side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from lmtower.engines.shapes import WarmRequest
+from lmtower.engines.spec import LaunchSpec
+from lmtower.errors import EngineError, TowerError
+from lmtower.nodes.diff import Step
+from lmtower.nodes.drivers import Driver, Progress
+from lmtower.nodes.memory import MemoryProbe, Settled, settle
+from lmtower.nodes.supervisor import Supervisor
+from lmtower.nodes.warmup import warm_up
+
+_GIB = 1024**3
+Settle = Callable[[MemoryProbe], Awaitable[Settled]]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What the plan says of one engine: bytes it takes, bytes that must stay free, and how it is warmed up."""
+
+    memory_bytes: int = 0
+    reserve_bytes: int = 0
+    warm_requests: tuple[WarmRequest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Progress for people. ``seconds`` is set when the phase is done; ``progress`` while it fetches."""
+
+    engine: str
+    node: str
+    phase: str
+    detail: str = ""
+    seconds: float | None = None
+    progress: Progress | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Engines that were started, and those that were not, with the reason."""
+
+    started: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Apply:
+    """One run of ``lmtower up``. ``needs`` and ``probes`` are by engine and by node; what lacks is not checked."""
+
+    def __init__(
+        self,
+        drivers: Mapping[str, Driver],
+        supervisor: Supervisor,
+        *,
+        needs: Mapping[str, Need],
+        probes: Mapping[str, MemoryProbe],
+        report: Callable[[Event], None],
+        settle_memory: Settle = settle,
+    ) -> None:
+        self._drivers = drivers
+        self._supervisor = supervisor
+        self._needs = needs
+        self._probes = probes
+        self._report = report
+        self._settle = settle_memory
+
+    async def run(self, steps: Sequence[Step]) -> Outcome:
+        """Carry out the steps. Never raises for one engine: what failed is in the outcome."""
+        outcome = Outcome()
+        lanes = _lanes(steps)
+        await asyncio.gather(*(self._run_node(lane, outcome) for lane in lanes))
+        return outcome
+
+    async def _run_node(self, steps: Sequence[Step], outcome: Outcome) -> None:
+        for step in steps:
+            try:
+                await self._run_step(step)
+            except TowerError as error:
+                outcome.failed[step.engine] = str(error)
+                self._report(Event(step.engine, step.node, "failed", str(error)))
+            else:
+                if step.action in ("start", "replace"):
+                    outcome.started.append(step.engine)
+
+    async def _run_step(self, step: Step) -> None:
+        if step.action == "keep" and step.spec is not None:
+            self._supervisor.adopt(step.spec)
+        elif step.action == "stop":
+            with self._phase(step, "stop"):
+                await self._drivers[step.node].stop(step.name)
+        elif step.spec is not None:
+            await self._start(step, step.spec)
+
+    async def _start(self, step: Step, spec: LaunchSpec) -> None:
+        need = self._needs.get(spec.engine, Need())
+        driver = self._drivers[spec.node]
+        if spec.image:
+            with self._phase(step, "image", spec.image):
+                await driver.pull(spec, lambda at: self._report(Event(spec.engine, spec.node, "image", progress=at)))
+        await driver.stop(spec.name)
+        before = await self._sufficient_memory(step, spec, need)
+        with self._phase(step, "load"):
+            await self._supervisor.launch(spec)
+        await self._compare_memory(step, need, before)
+        if need.warm_requests and spec.role != "worker":
+            with self._phase(step, "warm-up"):
+                done = await warm_up(
+                    spec,
+                    need.warm_requests,
+                    lambda what: self._report(Event(spec.engine, spec.node, "warm-up", what)),
+                )
+            for problem in done.problems:
+                self._report(Event(spec.engine, spec.node, "warning", f"warm-up request failed: {problem}"))
+
+    async def _sufficient_memory(self, step: Step, spec: LaunchSpec, need: Need) -> int | None:
+        probe = self._probes.get(step.node)
+        if probe is None or not need.memory_bytes:
+            return None
+        with self._phase(step, "memory"):
+            settled = await self._settle(probe)
+        free = settled.available_bytes
+        if free is None:
+            return None
+        if not settled.still:
+            text = f"free memory still moves after {settled.seconds:.0f} s; something else is starting or stopping"
+            self._report(Event(step.engine, step.node, "warning", text))
+        if free < need.memory_bytes + need.reserve_bytes:
+            raise EngineError(
+                f"engine {spec.engine!r} was not started: it takes {need.memory_bytes / _GIB:.1f} GiB and "
+                f"{need.reserve_bytes / _GIB:.1f} GiB stay reserved, but node {spec.node!r} has "
+                f"{free / _GIB:.1f} GiB free. Stop what else runs there, or make the engine smaller: lmtower plan"
+            )
+        return free
+
+    async def _compare_memory(self, step: Step, need: Need, before: int | None) -> None:
+        """Tell what the engine really took, and warn when that is more than the plan says."""
+        if before is None:
+            return
+        after = await self._probes[step.node]()
+        if after is None:
+            return
+        taken = before - after
+        text = f"took {taken / _GIB:.1f} GiB, planned {need.memory_bytes / _GIB:.1f} GiB"
+        over = taken > need.memory_bytes * 1.05 + _GIB
+        self._report(Event(step.engine, step.node, "warning" if over else "measured", text))
+
+    @contextmanager
+    def _phase(self, step: Step, phase: str, detail: str = "") -> Iterator[None]:
+        self._report(Event(step.engine, step.node, phase, detail))
+        begun = time.monotonic()
+        yield
+        self._report(Event(step.engine, step.node, phase, detail, time.monotonic() - begun))
+
+
+def _lanes(steps: Sequence[Step]) -> list[list[Step]]:
+    """Steps by node. Engines that span nodes tie theirs together, because a head and its workers start in order."""
+    spanning = {step.node for step in steps if step.spec is not None and step.spec.role}
+    lanes: dict[str, list[Step]] = {}
+    for step in steps:
+        lanes.setdefault("" if step.node in spanning else step.node, []).append(step)
+    return list(lanes.values())

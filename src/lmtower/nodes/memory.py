@@ -1,0 +1,94 @@
+"""Free memory of a node: read it, and wait until it has settled.
+
+On unified memory and on machines without a GPU that is MemAvailable; a card is asked through ``nvidia-smi``.
+After a container stops, a GB10 gives its memory back over a minute, and a start that measures in between plans with
+wrong numbers: so memory is polled until it stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from lmtower.nodes.reach import ssh_output
+
+MemoryProbe = Callable[[], Awaitable[int | None]]
+"""Free bytes now; None when the node cannot tell."""
+
+_MEMINFO = "/proc/meminfo"
+_CARD = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+_STILL_BYTES = 256 * 1024**2
+_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """``still`` is False when memory kept moving until the time was up."""
+
+    available_bytes: int | None
+    seconds: float
+    still: bool
+
+
+def probe_of(address: str, *, card: bool) -> MemoryProbe:
+    """The probe of a node: ``card`` for a GPU with memory of its own, else the machine's memory."""
+
+    async def probe() -> int | None:
+        text = await _output(address, _CARD if card else ("cat", _MEMINFO))
+        return free_on_card(text) if card else mem_available(text)
+
+    return probe
+
+
+def mem_available(meminfo: str) -> int | None:
+    """MemAvailable in bytes from the text of /proc/meminfo."""
+    for line in meminfo.splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def free_on_card(csv: str) -> int | None:
+    """Free bytes of the emptiest GPU that ``nvidia-smi`` printed. None on ``[N/A]`` (GB10 says so)."""
+    values = [line.strip() for line in csv.splitlines() if line.strip().isdigit()]
+    return max(int(value) for value in values) * 1024**2 if values else None
+
+
+async def settle(
+    probe: MemoryProbe,
+    *,
+    interval_seconds: float = 1.0,
+    longest_seconds: float = 120.0,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Settled:
+    """Poll until the last samples differ by less than 256 MiB, or the time is up."""
+    samples: deque[int] = deque(maxlen=_SAMPLES)
+    waited = 0.0
+    while True:
+        value = await probe()
+        if value is None:
+            return Settled(None, waited, still=True)
+        samples.append(value)
+        if len(samples) == _SAMPLES and max(samples) - min(samples) < _STILL_BYTES:
+            return Settled(value, waited, still=True)
+        if waited >= longest_seconds:
+            return Settled(value, waited, still=False)
+        await sleep(interval_seconds)
+        waited += interval_seconds
+
+
+async def _output(address: str, command: tuple[str, ...]) -> str:
+    if address != "local":
+        _, text, _ = await ssh_output(address, " ".join(command))
+        return text
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        return ""
+    text_bytes, _ = await process.communicate()
+    return text_bytes.decode("utf-8", "replace")
