@@ -1,0 +1,117 @@
+"""Embeddings and reranking, asked of the gateway's own personas: prefixes, lanes, usage and limits are its business."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+
+from lmtower.errors import StoreError
+from lmtower.stores.vectors import Floats
+
+PROBE = "lmtower asks which embedding model this is."
+SAME_MODEL = 0.99
+
+
+class Unavailable(StoreError):
+    """The gateway or the engine cannot answer now. Worth another try after ``seconds``."""
+
+    def __init__(self, message: str, seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Rejected(StoreError):
+    """The engine will not embed one of these texts, now or later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Personas:
+    """Model names of the gateway. ``model`` is what a person calls the embedding model behind ``document``."""
+
+    document: str
+    query: str
+    rerank: str | None = None
+    model: str = ""
+
+
+class Embedder:
+    """A client of the gateway. Safe to use from several threads."""
+
+    def __init__(self, url: str, key: str, personas: Personas, transport: httpx.BaseTransport | None = None) -> None:
+        self.personas = personas
+        headers = {"authorization": f"Bearer {key}", "user-agent": "lmtower-stores"}
+        # the gateway is this machine: a proxy of the environment is not on the way
+        self._client = httpx.Client(
+            base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5), trust_env=False, transport=transport
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def documents(self, texts: Sequence[str], client: str) -> list[bytes]:
+        """One little-endian float32 vector a text. ``client`` is on whose behalf, for usage and limits."""
+        return self._embed(texts, self.personas.document, client, "batch")
+
+    def query(self, text: str, client: str) -> Floats:
+        vector = self._embed([text], self.personas.query, client, "interactive")[0]
+        return np.frombuffer(vector, dtype="<f4").astype(np.float32)
+
+    def probe(self) -> bytes:
+        """The vector of a fixed sentence: another model, another vector, whatever the models are called."""
+        return self.documents([PROBE], "")[0]
+
+    def rerank(self, query: str, texts: Sequence[str], client: str) -> list[tuple[int, float]]:
+        """Indices of ``texts`` with their relevance, best first."""
+        body = {"model": self.personas.rerank, "query": query, "documents": list(texts)}
+        results = self._post("/v1/rerank", body, client, "interactive")["results"]
+        assert isinstance(results, list)
+        ranked = [(int(item["index"]), float(item["relevance_score"])) for item in results]
+        return sorted(ranked, key=lambda item: -item[1])
+
+    def _embed(self, texts: Sequence[str], persona: str, client: str, lane: str) -> list[bytes]:
+        body = {"model": persona, "input": list(texts), "encoding_format": "base64"}
+        data = self._post("/v1/embeddings", body, client, lane)["data"]
+        assert isinstance(data, list)
+        ordered = sorted(data, key=lambda item: item["index"])
+        if len(ordered) != len(texts):
+            raise Unavailable(f"Persona {persona!r} returned {len(ordered)} vectors for {len(texts)} texts.")
+        return [_vector(item["embedding"]) for item in ordered]
+
+    def _post(self, path: str, body: Mapping[str, object], client: str, lane: str) -> dict[str, object]:
+        headers = {"x-lmtower-lane": lane} | ({"x-lmtower-on-behalf-of": client} if client else {})
+        try:
+            response = self._client.post(path, json=body, headers=headers)
+        except httpx.HTTPError as exc:
+            raise Unavailable(f"The gateway does not answer: {type(exc).__name__}.") from exc
+        if response.status_code in (400, 413, 422):
+            raise Rejected(f"Persona {body['model']!r} refused the text: {_reason(response)}")
+        if not response.is_success:
+            wait = response.headers.get("retry-after", "")
+            # a wrong key or a missing persona is for the operator to mend; the work waits for it
+            seconds = float(wait) if wait.isdigit() else 1.0 if response.status_code in (429, 502, 503, 504) else 10.0
+            raise Unavailable(f"Persona {body['model']!r}: HTTP {response.status_code}: {_reason(response)}", seconds)
+        answer: dict[str, object] = response.json()
+        return answer
+
+
+def _vector(value: str | list[float]) -> bytes:
+    return base64.b64decode(value) if isinstance(value, str) else np.asarray(value, dtype="<f4").tobytes()
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
+
+
+def same_model(left: bytes, right: bytes) -> bool:
+    if len(left) != len(right):
+        return False
+    one, other = np.frombuffer(left, dtype="<f4"), np.frombuffer(right, dtype="<f4")
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return norms > 0 and float(one @ other) / norms >= SAME_MODEL

@@ -1,0 +1,266 @@
+"""Ingestion: threads that take files from SQL, read them, have them embedded and put them into the vector tables.
+
+Theory of operation. Three kinds of threads share nothing but the rows in ``jobs`` and two sets of what is under way:
+*readers* (each with an extraction process of its own), *embedders* (each waits for one batch of the gateway), and one
+*indexer*, the only writer of vector tables. A thread with nothing to do waits for the condition ``_news``, which
+every step and every upload notifies. Killed at any point, the next process goes on where the rows say; the only
+work that can be lost are answers of the gateway that had not arrived.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lmtower.stores.blobs import Blobs
+from lmtower.stores.catalogue import Catalogue
+from lmtower.stores.embed import Embedder, Rejected, Unavailable, same_model
+from lmtower.stores.extract import Extractor, Limits, Unreadable
+from lmtower.stores.jobs import Batch, Jobs, Text
+from lmtower.stores.vectors import Row, Vectors, table_name
+
+BATCH_TEXTS = 32
+BATCH_TOKENS = 16_000
+COMMIT_CHUNKS = 2_000
+COMMIT_SECONDS = 2.0
+TEND_CHUNKS = 10_000
+TEND_SECONDS = 5.0
+SWEEP_SECONDS = 60.0
+MODEL_SECONDS = 300.0
+
+_log = logging.getLogger("lmtower.stores")
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """How much runs at once."""
+
+    readers: int = 2
+    embedders: int = 4
+
+
+class Pipeline:
+    """Start it once; ``poke`` it when there is new work; ``close`` waits for what is being done."""
+
+    def __init__(
+        self, jobs: Jobs, catalogue: Catalogue, vectors: Vectors, blobs: Blobs, embedder: Embedder, limits: Limits
+    ) -> None:
+        self._jobs = jobs
+        self._catalogue = catalogue
+        self._vectors = vectors
+        self._blobs = blobs
+        self._embedder = embedder
+        self._limits = limits
+        self._news = threading.Condition()
+        self._closed = False
+        self._reading: set[int] = set()
+        self._embedding: set[Text] = set()
+        self._untended: dict[str, int] = {}
+        self._committed = self._tended = self._swept = time.monotonic()
+        self._probe: tuple[float, bytes] | None = None
+        self._threads: list[threading.Thread] = []
+        self.trouble = ""
+        self.embedded_texts = 0
+        self.reused_texts = 0
+
+    def start(self, width: Width = Width()) -> None:
+        for row in (lost := self._jobs.recover()):
+            self._vectors.delete(table_name(row.store_id, row.generation), [row.seq])
+        self._jobs.back([row.seq for row in lost])
+        work: list[tuple[str, Callable[[], None]]] = [("index", self._index)]
+        work += [(f"read-{i}", self._read) for i in range(width.readers)]
+        work += [(f"embed-{i}", self._embed) for i in range(width.embedders)]
+        self._threads = [threading.Thread(target=step, name=f"lmtower-{name}", daemon=True) for name, step in work]
+        for thread in self._threads:
+            thread.start()
+
+    def poke(self) -> None:
+        with self._news:
+            self._news.notify_all()
+
+    def close(self) -> None:
+        self._closed = True
+        self.poke()
+        for thread in self._threads:
+            thread.join()
+
+    def _wait(self, seconds: float) -> None:
+        with self._news:
+            if not self._closed:
+                self._news.wait(seconds)
+
+    # -- readers
+
+    def _read(self) -> None:
+        extractor = Extractor(self._limits)
+        try:
+            while not self._closed:
+                if not self._read_one(extractor):
+                    self._wait(5)
+        finally:
+            extractor.close()
+
+    def _read_one(self, extractor: Extractor) -> bool:
+        with self._news:
+            job = self._jobs.queued(self._reading)
+            if job is None:
+                return False
+            self._reading.add(job.entry)
+        try:
+            with self._blobs.path(job.sha256) as path:
+                chunks = extractor.extract(path, job.filename, job.chunk_tokens, job.overlap_tokens)
+            self._jobs.chunked(job.entry, chunks)
+        except Unreadable as exc:
+            self._jobs.failed([job.entry], exc.code, str(exc))
+        except FileNotFoundError:
+            self._jobs.failed([job.entry], "server_error", "The uploaded content is gone from the disk.")
+        finally:
+            with self._news:
+                self._reading.discard(job.entry)
+                self._news.notify_all()
+        return True
+
+    # -- embedders
+
+    def _embed(self) -> None:
+        while not self._closed:
+            try:
+                if not self._embed_one():
+                    self._wait(5)
+            except Unavailable as exc:
+                if self.trouble != str(exc):
+                    _log.warning("ingestion waits: %s", exc)
+                self.trouble = str(exc)
+                self._wait(exc.seconds)
+
+    def _embed_one(self) -> bool:
+        with self._news:
+            batch = self._jobs.texts(self._embedding, BATCH_TEXTS, BATCH_TOKENS)
+            if batch is None:
+                return False
+            mine = {(batch.store_id, digest) for digest in batch.texts}
+            self._embedding |= mine
+        try:
+            self._fill(batch)
+        finally:
+            with self._news:
+                self._embedding -= mine
+                self._news.notify_all()
+        return True
+
+    def _fill(self, batch: Batch) -> None:
+        store = self._jobs.store(batch.store_id)
+        if store is None:
+            return
+        if not self._model_fits(store.id, store.probe):
+            entries = self._jobs.owners(batch.store_id, batch.texts)
+            self._jobs.failed(entries, "server_error", changed_model(store.name, store.model, self._embedder))
+            return
+        known = self._vectors.known(table_name(store.id, store.generation), list(batch.texts))
+        self.reused_texts += len(known)
+        self._jobs.embedded(batch.store_id, known)
+        self._ask(batch, {digest: text for digest, text in batch.texts.items() if digest not in known})
+        self.trouble = ""
+
+    def _ask(self, batch: Batch, texts: dict[str, str]) -> None:
+        """A refused batch is halved until the text at fault is alone; its file fails, the others do not."""
+        if not texts:
+            return
+        hashes = list(texts)
+        try:
+            vectors = self._embedder.documents(list(texts.values()), batch.client)
+        except Rejected as exc:
+            if len(texts) == 1:
+                self._jobs.failed(self._jobs.owners(batch.store_id, hashes), "invalid_file", str(exc))
+                return
+            for half in (hashes[: len(hashes) // 2], hashes[len(hashes) // 2 :]):
+                self._ask(batch, {digest: texts[digest] for digest in half})
+            return
+        self.embedded_texts += len(vectors)
+        self._jobs.embedded(batch.store_id, dict(zip(hashes, vectors, strict=True)))
+
+    def _model_fits(self, store_id: str, probe: bytes | None) -> bool:
+        current = self.current_probe()
+        if probe is None:
+            self._jobs.sign(store_id, self._embedder.personas.model, current)
+            return True
+        return same_model(probe, current)
+
+    def current_probe(self) -> bytes:
+        """What the embedding model says to the fixed sentence; asked again every few minutes."""
+        probe = self._probe
+        if probe is None or time.monotonic() - probe[0] > MODEL_SECONDS:
+            probe = self._probe = (time.monotonic(), self._embedder.probe())
+        return probe[1]
+
+    # -- indexer
+
+    def _index(self) -> None:
+        while not self._closed:
+            try:
+                if not self._bury() and not self._commit():
+                    self._tend()
+                    self._wait(0.2 if self._embedding or self._untended else 1.0)
+            except (OSError, RuntimeError, ValueError) as exc:
+                # what LanceDB raises when the disk is full or the bucket does not answer; rows stay as they are
+                self.trouble = f"The vector tables cannot be written: {exc}"
+                _log.warning("%s", self.trouble)
+                for row in (lost := self._jobs.recover()):
+                    self._vectors.delete(table_name(row.store_id, row.generation), [row.seq])
+                self._jobs.back([row.seq for row in lost])
+                self._wait(10)
+
+    def _commit(self) -> bool:
+        """Many small files are put together into one commit, as long as more are on their way."""
+        waiting = self._jobs.waiting()
+        soon = time.monotonic() - self._committed < COMMIT_SECONDS and bool(self._embedding)
+        if not waiting or (waiting < COMMIT_CHUNKS and soon):
+            return False
+        taken = self._jobs.ready(COMMIT_CHUNKS)
+        chunks = self._jobs.chunks([row.seq for row in taken])
+        rows = [
+            Row(c.entry, c.number, c.hash, c.text, c.lead, c.page, c.heading, c.start, c.end, c.vector) for c in chunks
+        ]
+        sizes = dict.fromkeys((row.entry for row in rows), 0)
+        for row in rows:
+            sizes[row.entry] += len(row.text.encode("utf-8", "surrogatepass")) + len(row.vector)
+        if rows:
+            name = table_name(taken[0].store_id, taken[0].generation)
+            self._vectors.add(name, rows)
+            self._untended[name] = self._untended.get(name, 0) + len(rows)
+        self._jobs.indexed(sizes)
+        self._committed = time.monotonic()
+        return True
+
+    def _bury(self) -> bool:
+        graves = self._jobs.graves()
+        whole = {grave.vectors for grave in graves if grave.entry is None}
+        for name in whole:
+            self._vectors.drop(name)
+            self._untended.pop(name, None)
+        for name in {grave.vectors for grave in graves} - whole:
+            self._vectors.delete(name, [grave.entry for grave in graves if grave.vectors == name])
+        self._jobs.buried([grave.seq for grave in graves])
+        return bool(graves)
+
+    def _tend(self) -> None:
+        now = time.monotonic()
+        idle = now - self._committed > TEND_SECONDS
+        for name, rows in list(self._untended.items()):
+            if idle or rows >= TEND_CHUNKS:
+                self._vectors.tend(name)
+                del self._untended[name]
+        if now - self._swept > SWEEP_SECONDS:
+            self._swept = now
+            for digest in self._catalogue.sweep():
+                self._blobs.delete(digest)
+
+
+def changed_model(store: str, model: str | None, embedder: Embedder) -> str:
+    return (
+        f"Store {store!r} was embedded by {model or 'another model'}; {embedder.personas.document!r} answers now as a "
+        f"different model ({embedder.personas.model}). Embed it again: lmtower store rebuild {store}"
+    )
