@@ -107,7 +107,9 @@ def test_revoking_an_unknown_key_names_the_remedy_without_the_secret(database: D
 def test_revoking_an_ambiguous_name_lists_the_ids(database: Database) -> None:
     """Two active keys may share a name while they are rotated; revoking needs an id then."""
     first, second = keys.create(database, "alice"), keys.create(database, "alice")
-    with pytest.raises(LedgerError, match=f"{first.client.id}, {second.client.id}|{second.client.id}, {first.client.id}"):
+    with pytest.raises(
+        LedgerError, match=f"{first.client.id}, {second.client.id}|{second.client.id}, {first.client.id}"
+    ):
         keys.revoke(database, "alice")
     keys.revoke(database, first.client.id)
     assert keys.revoke(database, "alice") == second.client

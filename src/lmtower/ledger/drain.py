@@ -118,5 +118,5 @@ def oldest_pending_time(folder: Path) -> float | None:
     for segment in journal.segments(folder):
         stamp = segment.name.partition("-")[0]
         if stamp.isdigit() and segment.stat().st_size:
-            return min(int(stamp) / 1000, time.time())
+            return min(int(stamp) / 1e9, time.time())
     return None

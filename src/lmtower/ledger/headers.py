@@ -49,10 +49,11 @@ def _render(dialect: Dialect, unit: str, limit: int, remaining: int, reset: floa
 
 def go_duration(seconds: float) -> str:
     """As OpenAI writes it: ``12ms``, ``1.5s``, ``6m0s``, ``23h59m59s``."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    if seconds < 60:
-        return f"{seconds:.2f}".rstrip("0").rstrip(".") + "s"
+    milliseconds = round(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    if milliseconds < 59_995:
+        return f"{milliseconds / 1000:.2f}".rstrip("0").rstrip(".") + "s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s"

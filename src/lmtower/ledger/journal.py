@@ -1,6 +1,6 @@
 """The journal: one line per request in append-only segment files, written before anything else hears of it.
 
-Theory of operation. A process appends to a segment of its own, ``<milliseconds>-<random>.jsonl``, with one
+Theory of operation. A process appends to a segment of its own, ``<nanoseconds>-<random>.jsonl``, with one
 ``write`` per record. The kernel has the bytes when ``write`` returns, so ``kill -9`` loses nothing. The writer
 holds a lock (``flock``) on its segment as long as it lives; whoever drains sees by that lock whether a segment
 can still grow. A line that was torn (disk full, power) is closed by a line break before the next record and
@@ -98,7 +98,7 @@ class Journal:
 
     def _next_segment(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.folder / f"{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(6)}{SUFFIX}"
+        path = self.folder / f"{time.time_ns():019d}-{secrets.token_hex(6)}{SUFFIX}"
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._close_segment()
