@@ -48,6 +48,11 @@ def bind_of(node: Node) -> str:
     return "127.0.0.1" if node.address == "local" else urlsplit(node.address).hostname or "127.0.0.1"
 
 
+def without_gpu(node: Node, facts: NodeFacts | None) -> bool:
+    """True for a machine of which neither the tower file nor a probe knows a GPU."""
+    return node.hardware is None and (facts is None or facts.capability == 0)
+
+
 def build_specs(plan: Plan, tower: Tower, outside: Outside) -> tuple[LaunchSpec, ...]:
     """One spec a copy of every engine that lmtower starts; external engines have none. In the order of starting."""
     facts = {node.facts.name: node.facts for node in plan.nodes}
@@ -84,7 +89,7 @@ def _single_spec(
 ) -> LaunchSpec:
     if plan.port is None:
         raise PlanError(f"engines.{plan.name}.port: the plan gives no port", field="port")
-    cpu = facts is not None and not facts.graphs
+    cpu = without_gpu(node, facts)
     driver = driver_of(node)
     common = LaunchSpec(
         engine=plan.name,

@@ -19,22 +19,15 @@ _COMPARE = {
     "<": operator.lt,
 }
 _CLAUSE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+(?:\.\d+)*)\s*")
-_NUMBERS = re.compile(r"\d+")
 
 
-def version_tuple(version: str) -> tuple[int, int, int]:
-    """``0.27.1rc2`` -> (0, 27, 1). Only the first three numbers count."""
-    numbers = [int(number) for number in _NUMBERS.findall(version)[:3]]
-    return (*numbers, 0, 0, 0)[:3]  # type: ignore[return-value]
-
-
-def version_in(version: str, versions: str) -> bool:
+def version_in(number: tuple[int, int, int], versions: str) -> bool:
     """Whether a version meets every clause of a range. An empty range holds for all. Raises ValueError."""
     for clause in filter(None, versions.split(",")):
         match = _CLAUSE.fullmatch(clause)
         if match is None:
             raise ValueError(f"{clause!r} is not a version clause; write it as >=0.27")
-        if not _COMPARE[match[1]](version_tuple(version), version_tuple(match[2])):
+        if not _COMPARE[match[1]](number, _number(match[2])):
             return False
     return True
 
@@ -62,3 +55,8 @@ def _words(name: str, value: Any) -> Iterable[str]:
     if isinstance(value, Mapping):
         return (f"--{name}", json.dumps(value, separators=(",", ":")))
     return (f"--{name}", str(value))
+
+
+def _number(text: str) -> tuple[int, ...]:
+    """``0.27`` -> (0, 27, 0)."""
+    return tuple([*(int(part) for part in text.split(".")), 0, 0][:3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmtower.config.types import Engine
-from lmtower.engines.flags import Flags, as_argv, merged, version_in
+from lmtower.engines.flags import Flags, as_argv, merged
 from lmtower.engines.spec import Mount
 from lmtower.plan.types import EnginePlan
 from lmtower.recipes import Recipe
@@ -46,8 +46,7 @@ def server_command(plan: EnginePlan, engine: Engine, recipe: Recipe, *, host: st
         "jinja": True,
         "embeddings": True if plan.pooling else None,
     }
-    version = plan.version or recipe.version or "0"
-    rules = [r.flags for r in recipe.engine if r.runtime == "llamacpp" and version_in(version, r.versions)]
+    rules = [part.flags for part in recipe.engine if part.runtime == "llamacpp"]
     return ("/app/llama-server", *as_argv(merged(flags, *rules, engine.args)))
 
 

@@ -13,10 +13,10 @@ from lmtower.config.types import Engine
 from lmtower.engines.flags import Flags, merged, version_in
 from lmtower.errors import PlanError
 from lmtower.plan.types import EnginePlan
+from lmtower.plan.versions import DEFAULT_VERSION, rules
 from lmtower.recipes import Recipe
 
-DEFAULT_VERSION = "0.33.0"
-IMAGE = "vllm/vllm-openai:v{version}"
+IMAGE = "vllm/vllm-openai:{tag}"
 
 # vLLM's own limit of 4 stop strings is below what editors send for fill-in-the-middle.
 _MAX_STOP_STRINGS = "64"
@@ -33,12 +33,11 @@ def version_of(plan: EnginePlan, recipe: Recipe) -> str:
 def flags_of(plan: EnginePlan, engine: Engine, recipe: Recipe, *, host: str, cpu: bool) -> Flags:
     """Every flag of one engine, in the order they are written. Raises PlanError for a set that this version refuses."""
     version = version_of(plan, recipe)
+    number = rules(version).number
     layers = [_derived(plan, version, host=host, cpu=cpu)]
     if plan.pooling:
         layers.append({"runner": "pooling", "convert": "embed"})
-    layers += [
-        rules.flags for rules in recipe.engine if rules.runtime == "vllm" and version_in(version, rules.versions)
-    ]
+    layers += [part.flags for part in recipe.engine if part.runtime == "vllm" and version_in(number, part.versions)]
     if cpu:
         # The CPU build has no fused kernels of the backends that recipes name, and computes in float32 anywhere.
         layers.append({"moe-backend": None, "linear-backend": None, "attention-backend": None, "load-format": None})
@@ -80,13 +79,14 @@ def _prefix_caching(plan: EnginePlan, version: str) -> Flags:
     if not plan.prefix_caching:
         return {"enable-prefix-caching": False}
     flags: Flags = {"enable-prefix-caching": True}
+    known = rules(version)
     # 0.33 derives the mode from prefix caching: on means align.
-    if plan.mamba_cache_mode and version_in(version, "<0.33"):
+    if plan.mamba_cache_mode and known.number < (0, 33, 0):
         flags["mamba-cache-mode"] = plan.mamba_cache_mode
-    if plan.prefix_match_unit and version_in(version, ">=0.27"):
+    if plan.prefix_match_unit and known.has_match_unit:
         flags["prefix-match-unit"] = plan.prefix_match_unit
     too_small = plan.max_num_batched_tokens < plan.block_size
-    if plan.mamba_cache_mode == "align" and too_small and version_in(version, "<0.27"):
+    if plan.mamba_cache_mode == "align" and too_small and known.align_needs_batch:
         raise PlanError(
             f"engines.{plan.name}.batch_tokens: vLLM {version} refuses aligned prefix caching with "
             f"{plan.max_num_batched_tokens} batched tokens under the block of {plan.block_size}; "
@@ -107,9 +107,9 @@ def environment(plan: EnginePlan, engine: Engine, recipe: Recipe, *, cpu: bool) 
     }
     if cpu and plan.kv_cache_memory_bytes:
         env["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, -(-plan.kv_cache_memory_bytes // 1024**3)))
-    for rules in recipe.engine:
-        if rules.runtime == "vllm" and version_in(version, rules.versions):
-            env |= rules.env
+    for part in recipe.engine:
+        if part.runtime == "vllm" and version_in(rules(version).number, part.versions):
+            env |= part.env
     if engine.context == "max" or plan.max_model_len > plan.trained_context > 0:
         env["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
     return env | engine.env
@@ -120,10 +120,10 @@ def image_of(plan: EnginePlan, engine: Engine, recipe: Recipe) -> str:
     if engine.image:
         return engine.image
     version = version_of(plan, recipe)
-    for rules in reversed(recipe.engine):
-        if rules.runtime == "vllm" and rules.image and version_in(version, rules.versions):
-            return rules.image
-    return IMAGE.format(version=version)
+    for part in reversed(recipe.engine):
+        if part.runtime == "vllm" and part.image and version_in(rules(version).number, part.versions):
+            return part.image
+    return IMAGE.format(tag=f"v{version.removeprefix('v')}" if version[-1].isdigit() else version)
 
 
 def command(plan: EnginePlan, flags: Mapping[str, Any], *, python: str | None) -> tuple[str, ...]:
