@@ -27,10 +27,14 @@ COMMANDS: dict[str, Verb] = {
     "serve": Verb("lmtower.cli.serve:serve", "Serve the gateway alone, on engines as they are.", "Tower"),
     "key": Verb("lmtower.cli.key:app", "Make, list and revoke the keys of clients.", "Clients"),
     "usage": Verb("lmtower.cli.usage:usage", "Who used what: requests, tokens, images, money.", "Clients"),
+    "store": Verb("lmtower.cli.store:app", "Put documents in vector stores, search them, ask them.", "Clients"),
     "status": Verb("lmtower.cli.status:status", "Engines, personas and the gateway at a glance.", "Tower"),
     "reload": Verb("lmtower.cli.reload:reload", "Make the running tower read its file again.", "Tower"),
     "render": Verb(
         "lmtower.cli.render:app", "Files for Prometheus, Grafana, compose, Kubernetes, ...", "Files and friends"
+    ),
+    "node-agent": Verb(
+        "lmtower.cli.node_agent:node_agent", "Report and guard a GPU node; runs there.", "Files and friends"
     ),
 }
 
