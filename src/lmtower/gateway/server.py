@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
                 self._reject(Fault(400, "invalid_http", f"This is not valid HTTP/1.1: {exc}."))
             return
         if self._in_headers and self._header_bytes > HEADER_BYTES and not self._discard:
-            self._reject(Fault(431, "headers_too_large", f"Headers over {HEADER_BYTES} bytes are refused."))
+            self._reject(_headers_too_large())
 
     def pause_writing(self) -> None:
         """The client reads slowly: the engine must not fill our memory."""
@@ -242,6 +242,8 @@ class Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._in_headers = True
         self._header_bytes = 0
+        """Bytes read while headers were incomplete: catches a name or value that never ends."""
+        self._header_size = 0
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -260,6 +262,9 @@ class Connection(asyncio.Protocol):
             # RFC 9112 6.3: differing lengths MUST be treated as an unrecoverable error
             self._refuse(Fault(400, "invalid_http", f"The header {name.decode()!r} is given twice."))
         self._headers[name] = value
+        self._header_size += len(name) + len(value)
+        if self._header_size > HEADER_BYTES:
+            self._refuse(_headers_too_large())
 
     def on_headers_complete(self) -> None:
         """All headers are there: decide whether the body may come."""
@@ -411,6 +416,10 @@ def _target(url: bytes) -> tuple[str, bytes]:
     if b"%" in path:
         path = unquote_to_bytes(path)
     return path.decode("latin-1"), query
+
+
+def _headers_too_large() -> Fault:
+    return Fault(431, "headers_too_large", f"Headers over {HEADER_BYTES} bytes are refused.")
 
 
 def _too_large(limit: int) -> Fault:

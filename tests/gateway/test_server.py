@@ -1,0 +1,281 @@
+"""The HTTP edge on raw sockets: pipelining, limits, smuggling, slow and vanishing clients."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmtower.gateway import routes, server
+from lmtower.gateway.exchange import Exchange
+from lmtower.gateway.server import Server
+from tests.gateway.support import until
+
+
+class Echo:
+    """A handler that answers with what it got, or misbehaves when the path says so."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, bytes, int]] = []
+        self.cancelled = asyncio.Event()
+        self.paused = asyncio.Event()
+        self.door = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        request = exchange.request
+        self.seen.append((request.method, request.path, request.query, len(request.body)))
+        try:
+            if request.path == "/wait":
+                await self.door.wait()
+            if request.path == "/fail":
+                raise RuntimeError("boom")
+            if request.path == "/silent":
+                return
+            if request.path in ("/stream", "/cut", "/flood"):
+                await self._stream(exchange)
+                return
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        exchange.respond(200, [(b"content-type", b"text/plain")], request.path.encode() + b" " + request.body)
+
+    async def _stream(self, exchange: Exchange) -> None:
+        exchange.on_pause = self.paused.set
+        exchange.start(200, [])
+        if exchange.request.path == "/flood":
+            while not self.paused.is_set():
+                exchange.send(b"x" * 65536)
+                await asyncio.sleep(0)
+            await self.door.wait()
+        exchange.send(b"one")
+        exchange.send(b"two")
+        if exchange.request.path == "/cut":
+            exchange.abort()
+        else:
+            exchange.finish()
+
+
+@asynccontextmanager
+async def serving(max_body: int = 10_000) -> AsyncIterator[tuple[Server, Echo, int]]:
+    echo = Echo()
+    found = Server(echo, routes.dialect_of, max_body=max_body)
+    _, port = await found.listen("127.0.0.1", 0)
+    try:
+        yield found, echo, port
+    finally:
+        echo.door.set()
+        await found.close(1)
+
+
+async def talk(port: int, data: bytes) -> bytes:
+    """Send bytes, read until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(number) for number in re.findall(rb"HTTP/1\.1 (\d+) ", answer)]
+
+
+def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = [b"POST %b HTTP/1.1" % path, b"host: x", b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """Three requests in one packet, the first one slow: three answers in the order of the requests."""
+    async with serving() as (_, echo, port):
+        data = post(b"/wait", b"1") + post(b"/two", b"2") + post(b"/three", b"3", b"connection: close")
+        task = asyncio.create_task(talk(port, data))
+        await until(lambda: echo.seen)
+        echo.door.set()
+        answer = await task
+    assert statuses(answer) == [200, 200, 200]
+    assert [answer.find(text) > 0 for text in (b"/wait 1", b"/two 2", b"/three 3")] == [True] * 3
+    assert answer.find(b"/wait 1") < answer.find(b"/two 2") < answer.find(b"/three 3")
+
+
+async def test_hundred_pipelined_requests_pause_reading_and_all_arrive() -> None:
+    """More requests than may wait on one connection still all get their answer."""
+    async with serving() as (_, echo, port):
+        data = b"".join(post(b"/%d" % n, b"") for n in range(99)) + post(b"/last", b"", b"connection: close")
+        answer = await talk(port, data)
+    assert statuses(answer) == [200] * 100
+    assert [path for _, path, _, _ in echo.seen][-1] == "/last"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd", 400),
+        (b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: identity\r\n\r\n", 400),
+        (b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: +3\r\n\r\nabc", 400),
+        (b"POST /a HTTP/1.1\r\nhost: x\r\nhost: y\r\ncontent-length: 0\r\n\r\n", 400),
+        (b"POST /a HTTP/1.1\r\nhost: x\r\nx : y\r\ncontent-length: 0\r\n\r\n", 400),
+        (b"POST /a HTTP/1.1\nhost: x\n\n", 400),
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x-a: " + b"y" * 70_000 + b"\r\n\r\n", 431),
+    ],
+)
+async def test_ambiguous_or_broken_http_is_refused_and_the_connection_closed(data: bytes, status: int) -> None:
+    """What could smuggle a request is answered once with the OpenAI error object; nothing reaches the handler."""
+    async with serving() as (_, echo, port):
+        answer = await talk(port, data)
+        assert not echo.seen
+    assert statuses(answer) == [status]
+    assert b'{"error":{"message":' in answer
+
+
+@pytest.mark.parametrize(
+    ("path", "marker"), [(b"/v1/messages", b'"request_too_large"'), (b"/v1/x", b'"code":"request_too_large"')]
+)
+async def test_body_over_the_limit_is_413_in_the_dialect_of_its_path(path: bytes, marker: bytes) -> None:
+    """The refusal comes before the body is read, and arrives although the client is still sending."""
+    async with serving(max_body=1000) as (_, echo, port):
+        announced = await talk(
+            port, b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n" % path + b"x" * 500_000
+        )
+        chunk = b"1f4\r\n" + b"y" * 500 + b"\r\n"
+        streamed = await talk(
+            port, b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" % path + chunk * 3
+        )
+        assert not echo.seen
+    for answer in (announced, streamed):
+        assert statuses(answer) == [413]
+        assert marker in answer
+
+
+async def test_chunked_body_and_expect_continue() -> None:
+    """A chunked body arrives whole; a client that asks first is told to go on."""
+    async with serving() as (_, _echo, port):
+        body = b"3\r\nabc\r\n4;ext=1\r\ndefg\r\n0\r\n\r\n"
+        head = b"POST /a HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert b"/a abcdefg" in await talk(port, head + body)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /b HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\nconnection: close\r\n\r\n"
+        )
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"ok")
+        assert b"/b ok" in await reader.read()
+        writer.close()
+
+
+async def test_head_http10_absolute_targets_and_upgrades() -> None:
+    """HEAD has no body, HTTP/1.0 closes, an absolute target is understood, an upgrade is ignored."""
+    async with serving() as (_, echo, port):
+        head = await talk(port, b"HEAD /h HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        old = await talk(port, b"GET /old HTTP/1.0\r\n\r\n")
+        stream = await talk(port, b"GET /stream HTTP/1.0\r\n\r\n")
+        absolute = await talk(port, b"GET http://x/abs?q=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        upgrade = await talk(port, b"GET /up HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    assert head.endswith(b"\r\n\r\n")
+    assert old.endswith(b"/old ")
+    assert stream.endswith(b"\r\n\r\nonetwo")
+    assert absolute.endswith(b"/abs ")
+    assert ("GET", "/abs", b"q=1", 0) in echo.seen
+    assert statuses(upgrade) == [200]
+
+
+async def test_stream_is_chunked_and_a_cut_has_no_last_chunk() -> None:
+    """A finished stream ends with the last chunk, a cut one does not."""
+    async with serving() as (_, _echo, port):
+        whole = await talk(port, b"GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        cut = await talk(port, b"GET /cut HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert whole.endswith(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+    assert cut.endswith(b"3\r\none\r\n3\r\ntwo\r\n")
+
+
+async def test_failing_handler_is_500_and_a_silent_one_is_cut() -> None:
+    """An exception becomes an error object; a handler that forgets to answer does not leave the client waiting."""
+    async with serving() as (_, _echo, port):
+        failed = await talk(port, b"GET /fail HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        silent = await talk(port, b"GET /silent HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert statuses(failed) == [500]
+    assert b'"internal_error"' in failed
+    assert b"boom" not in failed
+    assert silent == b""
+
+
+async def test_client_that_leaves_cancels_its_handler() -> None:
+    """The handler's coroutine is cancelled when its client closes."""
+    async with serving() as (found, echo, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until(lambda: echo.seen)
+        writer.close()
+        await asyncio.wait_for(echo.cancelled.wait(), 5)
+        await until(lambda: not found.connections)
+
+
+async def test_stalled_reader_pauses_the_sender() -> None:
+    """A client that does not read makes the server say stop before memory grows."""
+    async with serving() as (found, echo, port):
+        _reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.wait_for(echo.paused.wait(), 10)
+        buffered = [connection.transport.get_write_buffer_size() for connection in found.connections]
+        assert buffered[0] <= server.WRITE_BUFFER + 65536 + 16
+        writer.transport.abort()
+
+
+async def test_deadlines_close_slow_and_idle_connections() -> None:
+    """A client that sends its headers too slowly gets 408, an idle one is closed; both by the tick."""
+    async with serving() as (found, _echo, port):
+        slow_reader, slow = await asyncio.open_connection("127.0.0.1", port)
+        slow.write(b"POST /a HTTP/1.1\r\nhost:")
+        idle_reader, idle = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: len(found.connections) == 2 and any(c._in_message for c in found.connections))
+        later = server.monotonic() + server.IDLE_SECONDS + server.HEADER_SECONDS
+        found._tick(later)
+        assert statuses(await slow_reader.read()) == [408]
+        assert await idle_reader.read() == b""
+        slow.close()
+        idle.close()
+
+
+async def test_shutdown_finishes_running_requests_and_refuses_new_connections() -> None:
+    """Closing waits for the answer that is on its way, then for nothing else."""
+    async with serving() as (found, echo, port):
+        task = asyncio.create_task(talk(port, b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n"))
+        await until(lambda: echo.seen)
+        closing = asyncio.create_task(found.close(10))
+        await until(lambda: found.closing)
+        echo.door.set()
+        answer = await task
+        await closing
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port)
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer
+
+
+@given(cuts=st.lists(st.integers(1, 200), max_size=8), body=st.binary(max_size=60))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_request_cut_anywhere_is_the_same_request(cuts: list[int], body: bytes) -> None:
+    """However the network cuts the bytes, the handler sees the same request."""
+
+    async def scenario() -> None:
+        async with serving() as (_, echo, port):
+            data = post(b"/a?b=c", body, b"connection: close")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            at = 0
+            for cut in [*cuts, len(data)]:
+                writer.write(data[at : at + cut])
+                await writer.drain()
+                at += cut
+            assert b"/a " + body in await asyncio.wait_for(reader.read(), 5)
+            assert echo.seen == [("POST", "/a", b"b=c", len(body))]
+            writer.close()
+
+    asyncio.run(scenario())
