@@ -19,7 +19,9 @@ from lmtower.gateway.upstream import Call, UpstreamLost
 from lmtower.personas import Prepared
 from lmtower.telemetry.families import UPSTREAM_CANCELLED, UPSTREAM_RETRIES
 from lmtower.telemetry.metrics import Metrics
+from lmtower.wire.embeddings import EmbeddingsReply
 from lmtower.wire.faults import Fault, from_engine
+from lmtower.wire.reply import Again
 
 log = structlog.get_logger(__name__)
 ATTEMPTS = 3
@@ -61,7 +63,7 @@ class Dispatcher:
             if relay is not None:
                 self.watch.relays.discard(relay)
 
-    async def send(self, flow: Flow, prepared: Prepared) -> tuple[Call, Replica]:
+    async def send(self, flow: Flow, prepared: Prepared | Again) -> tuple[Call, Replica]:
         """Send the request to a replica and wait for the head of the answer. Raises Fault(502)."""
         engine = flow.engine
         assert engine is not None
@@ -113,9 +115,41 @@ class Dispatcher:
             body = await self._body(call)
             if call.status != 200:
                 raise self._refusal(flow, call.status, body)
-            answer = prepared.reply.body(body)
+            if prepared.more:
+                answer = await self._batches(flow, prepared, body)
+            else:
+                answer = prepared.reply.body(body)
+            if prepared.reply.again is not None:
+                answer = await self._again(flow, prepared)
             self._learn(flow, prepared)
             flow.exchange.respond(200, [JSON, *flow.headers], answer)
+        finally:
+            self.watch.calls.pop(call, None)
+            self._release(flow, call, replica)
+
+    async def _batches(self, flow: Flow, prepared: Prepared, first: bytes) -> bytes:
+        """The rest of a request that was split over the engine's limit, one batch after the other."""
+        reply = prepared.reply
+        assert isinstance(reply, EmbeddingsReply)
+        bodies = [first]
+        for pieces in prepared.more:
+            bodies.append(await self._whole_body(flow, Again(prepared.path, pieces)))
+        return reply.join(bodies)
+
+    async def _again(self, flow: Flow, prepared: Prepared) -> bytes:
+        """The second request that the first answer turned out to need."""
+        again = prepared.reply.again
+        assert again is not None
+        return prepared.reply.retried(await self._whole_body(flow, again))
+
+    async def _whole_body(self, flow: Flow, again: Again) -> bytes:
+        call, replica = await self.send(flow, again)
+        try:
+            self.watch.calls[call] = self.clock()
+            body = await self._body(call)
+            if call.status != 200:
+                raise self._refusal(flow, call.status, body)
+            return body
         finally:
             self.watch.calls.pop(call, None)
             self._release(flow, call, replica)
@@ -138,15 +172,26 @@ class Dispatcher:
             try:
                 await call.done()
             except UpstreamLost:
-                if relay.fault is None:
+                if relay.fault is None and not reply.enough:
                     relay.fault = Fault(502, "engine_unavailable", "The engine died in the middle of this answer.")
             self._finish(flow, prepared, relay)
         finally:
             flow.exchange.on_pause = flow.exchange.on_resume = None
             self._release(flow, call, replica)
+        if reply.again is not None and relay.fault is None:
+            await self._finish_again(flow, prepared, relay)
         self._learn(flow, prepared)
         if reply.complete:
             flow.exchange.finish()
+
+    async def _finish_again(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
+        """The end of a stream that a second request makes possible; keep-alives go on meanwhile."""
+        relay.call = None
+        try:
+            flow.exchange.send(await self._again(flow, prepared))
+        except Fault as fault:
+            relay.fault = fault
+            self._break(flow, prepared, relay)
 
     def _finish(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
         """Send the last bytes; an answer that is not complete ends with the protocol's error and a cut connection."""
@@ -156,13 +201,18 @@ class Dispatcher:
                 flow.exchange.send(reply.end())
             except Fault as fault:
                 relay.fault = fault
+        if reply.again is not None and relay.fault is None:
+            return
         if relay.fault is None and not reply.complete:
             relay.fault = Fault(502, "engine_error", "The engine ended the stream before the answer was complete.")
+        self._break(flow, prepared, relay)
+
+    def _break(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
         if relay.fault is not None:
             flow.outcome = "upstream_error"
             flow.status = relay.fault.status
-            flow.exchange.send(reply.broken(relay.fault))
-            if not reply.complete:
+            flow.exchange.send(prepared.reply.broken(relay.fault))
+            if not prepared.reply.complete:
                 flow.exchange.abort()
 
     def _refusal(self, flow: Flow, status: int, body: bytes) -> Fault:
@@ -170,6 +220,8 @@ class Dispatcher:
         if status == 200:
             return Fault(502, "engine_error", "The engine answered a streaming request without a stream.")
         fault = from_engine(status, body, flow.persona.secrets)
+        if status in (404, 405, 501) and flow.protocol not in ("chat", "completions"):
+            fault = _not_supported(flow, fault)
         if fault.status >= 500:
             flow.outcome = "upstream_error"
             log.warning("engine error", engine=flow.persona.engine, status=status, request_id=flow.request_id)
@@ -196,3 +248,9 @@ class Dispatcher:
         body = flow.exchange.request.body
         at = max(body.find(b'"messages"'), body.find(b'"prompt"'), body.find(b'"input"'), 0)
         return flow.asked.encode() + body[at : at + 256]
+
+
+def _not_supported(flow: Flow, fault: Fault) -> Fault:
+    """An engine without this protocol: say so, in words that a person can act on."""
+    message = f"The engine of the model {flow.asked!r} does not support {flow.protocol.replace('_', ' ')} requests."
+    return Fault(501, "not_supported", message, should_retry=False, param=fault.param)

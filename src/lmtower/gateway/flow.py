@@ -25,6 +25,7 @@ class Flow:
         "exchange",
         "first_at",
         "headers",
+        "image_tokens",
         "images",
         "last_at",
         "outcome",
@@ -71,6 +72,8 @@ class Flow:
         self.stream = False
         self.retry = False
         self.images = 0
+        self.image_tokens = 0
+        """By the recipe's formula; the engine's own number wins."""
         self.queue_seconds = 0.0
         self.first_at = 0.0
         self.last_at = 0.0
@@ -107,7 +110,7 @@ class Flow:
         if usage is not None and usage.known:
             record.input_tokens = usage.input_tokens
             record.cached_tokens = usage.cached_tokens
-            record.image_tokens = usage.image_tokens
+            record.image_tokens = usage.image_tokens or self.image_tokens
             record.output_tokens = usage.output_tokens
             record.reasoning_tokens = usage.reasoning_tokens
         elif self.reply is not None and engine is not None and self.replica:

@@ -15,6 +15,7 @@ from lmtower.gateway import identity, routes
 from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.exchange import JSON, Exchange, Header
 from lmtower.gateway.flow import Flow
+from lmtower.gateway.intake import Intake
 from lmtower.gateway.quota import Quota
 from lmtower.gateway.routes import Route
 from lmtower.gateway.snapshot import Snapshot
@@ -46,6 +47,7 @@ class Handler:
         self.metrics = metrics
         self.dispatcher = dispatcher
         self.quota = Quota(ledger, metrics)
+        self.intake = Intake(metrics)
         self.draining = False
         self._clock = clock
         self._on_record = on_record
@@ -120,11 +122,16 @@ class Handler:
         flow.session = identity.session(request.headers, top)
         if route.protocol not in PREPARERS:
             raise Fault(501, "not_supported", f"{request.path} is not supported by this tower.", should_retry=False)
+        rules = await self.intake.take(flow, top, persona)
         prepared = prepare(route.protocol, top, persona, flow.asked, flow.request_id)
+        if prepared.local is not None:
+            headers = [JSON, (b"x-request-id", flow.request_id.encode())]
+            flow.exchange.respond(200, headers, prepared.local)
+            return
+        self.intake.guard(flow, prepared, rules)
         flow.engine = flow.snapshot.engines[persona.engine]
         flow.reply = prepared.reply
         flow.stream = prepared.stream
-        flow.images = prepared.images
         self.quota.reserve(flow, top)
         await self.dispatcher.run(flow, prepared)
 

@@ -60,6 +60,9 @@ class Relay:
             if self.call is not None:
                 self.call.fail("the answer cannot be relayed")
             return
+        if self._reply.enough and self.call is not None:
+            # the answer is complete (a stop string): what the engine would still write is not wanted
+            self.call.fail("enough")
         if out:
             now = self._clock()
             flow = self.flow

@@ -41,7 +41,9 @@ _ROUTES: dict[str, Route] = {
     "/api/hello": Route("root", "", "anthropic", _GET),
 }
 ROUTES: Mapping[str, Route] = MappingProxyType(
-    _ROUTES | {"/v1" + path: route for path, route in _ROUTES.items()} | {"/v2/rerank": _ROUTES["/rerank"]}
+    _ROUTES
+    | {"/v1" + path: route for path, route in _ROUTES.items()}
+    | {"/v2/rerank": Route("model", "rerank_v2", "openai", _POST)}
 )
 
 

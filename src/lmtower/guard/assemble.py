@@ -31,7 +31,7 @@ class Assembler:
         return bool(self._pending)
 
     def add(self, deltas: object) -> None:
-        """Take one delta's ``tool_calls``. Engines leave ``index`` off or start a new call with a new id: both are understood."""
+        """Take one delta's ``tool_calls``. Engines leave ``index`` off, or start a call by a new id: both work."""
         for delta in deltas if isinstance(deltas, list) else []:
             if not isinstance(delta, dict):
                 continue

@@ -7,7 +7,7 @@ parsers fail. When no single tool is known to be meant, the schema is a choice o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,31 +15,35 @@ import msgspec
 from lmtower.guard.judge import Call
 from lmtower.guard.repair import decode
 from lmtower.guard.tools import JsonObject, Tool
+from lmtower.wire.faults import Dialect
+from lmtower.wire.top import Top
 
 Edits = dict[str, bytes | None]
-"""Top-level keys of a chat body -> new raw value; None removes the key."""
+"""Top-level keys of a body -> new raw value; None removes the key."""
 
 
-def retry_edits(messages: bytes, tool: Tool | None, tools: Iterable[Tool]) -> Edits:
-    """Edits of a chat body (not streamed) that make the engine answer with arguments as its content."""
+def retry_edits(dialect: Dialect, top: Top, tool: Tool | None, tools: Sequence[Tool]) -> Edits:
+    """Edits of a body of this dialect (not streamed) that make the engine answer with arguments as its text."""
     schema = tool.schema if tool is not None else _choice(tools)
-    name = tool.name if tool is not None else "tool_call"
-    form = {"type": "json_schema", "json_schema": {"name": _identifier(name), "strict": True, "schema": schema}}
+    name = _identifier(tool.name if tool is not None else "tool_call")
     hint = (
         f"Call the tool {tool.name!r} now: answer only with the JSON object of its arguments."
         if tool is not None
         else 'Call a tool now: answer only with a JSON object {"name": ..., "arguments": {...}}.'
     )
-    return {
-        "messages": with_hint(messages, hint),
-        "response_format": msgspec.json.encode(form),
-        "tools": None,
-        "tool_choice": None,
-        "parallel_tool_calls": None,
-        "stream": b"false",
-        "stream_options": None,
-        "n": None,
-    }
+    common: Edits = {"tools": None, "tool_choice": None, "parallel_tool_calls": None, "stream": b"false", "n": None}
+    form = {"type": "json_schema", "name": name, "strict": True, "schema": schema}
+    if dialect == "anthropic":
+        output = {"format": {"type": "json_schema", "schema": schema}}
+        messages = with_hint(bytes(memoryview(top["messages"])), hint)
+        return {**common, "messages": messages, "output_config": msgspec.json.encode(output)}
+    if dialect == "responses":
+        given = bytes(memoryview(top["input"]))
+        items = given if given.lstrip()[:1] == b"[" else b'[{"role":"user","content":' + given + b"}]"
+        return {**common, "input": with_hint(items, hint), "text": msgspec.json.encode({"format": form})}
+    shape = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
+    messages = with_hint(bytes(memoryview(top["messages"])), hint)
+    return {**common, "messages": messages, "stream_options": None, "response_format": msgspec.json.encode(shape)}
 
 
 def _choice(tools: Iterable[Tool]) -> JsonObject:
@@ -66,13 +70,19 @@ def with_hint(messages: bytes, hint: str) -> bytes:
     if isinstance(last, dict) and last.get("role") == "user":
         content = last.get("content")
         if isinstance(content, list):
-            last["content"] = [*content, {"type": "text", "text": hint}]
+            # the kind of the text part beside it: "text" in chat and messages, "input_text" in responses
+            kind = "input_text" if any(_kind(part) == "input_text" for part in content) else "text"
+            last["content"] = [*content, {"type": kind, "text": hint}]
         else:
             last["content"] = f"{content or ''}\n\n{hint}"
         raws[-1] = msgspec.Raw(msgspec.json.encode(last))
     else:
         raws.append(msgspec.Raw(msgspec.json.encode({"role": "user", "content": hint})))
     return b"[" + b",".join(bytes(raw) for raw in raws) + b"]"
+
+
+def _kind(part: object) -> object:
+    return part.get("type") if isinstance(part, dict) else None
 
 
 def retried_call(content: str, tool: Tool | None, call_id: str) -> Call:

@@ -39,7 +39,7 @@ class ToolSet:
     tools: dict[str, Tool]
 
     def find(self, name: str) -> Tool | None:
-        """The tool of that name; a wrong prefix (``functions.x``), case or stray space is forgiven when only one fits."""
+        """The tool of that name; a wrong prefix (``functions.x``), case or space is forgiven when only one fits."""
         if name in self.tools:
             return self.tools[name]
         bare = _plain(name)
@@ -66,7 +66,7 @@ def declared(entry: object) -> tuple[str, JsonObject] | None:
 
 
 def compile_tools(raw: bytes) -> ToolSet:
-    """The callable tools of a raw ``tools`` array. Broken JSON or a strange shape is an empty set: the engine will say so."""
+    """The callable tools of a raw ``tools`` array. Broken JSON is an empty set: the engine will say so."""
     try:
         entries = msgspec.json.decode(raw)
     except msgspec.DecodeError:

@@ -6,6 +6,7 @@ snapshot. ``prepare`` applies them to one request. ``explain`` does the same wit
 
 from lmtower.personas.compile import CompiledPersona, compile_persona
 from lmtower.personas.explain import Explanation, explain
-from lmtower.personas.prepare import PREPARERS, Prepared, prepare
+from lmtower.personas.prepare import PREPARERS, prepare
+from lmtower.personas.prepared import Prepared
 
 __all__ = ["PREPARERS", "CompiledPersona", "Explanation", "Prepared", "compile_persona", "explain", "prepare"]

@@ -134,7 +134,38 @@ def event(fault: Fault, dialect: Dialect, request_id: str) -> bytes:
     """The error as an event in the middle of a stream."""
     if dialect == "anthropic":
         return b"event: error\ndata: " + msgspec.json.encode(_anthropic(fault, request_id)) + b"\n\n"
+    if dialect == "responses":
+        failed = {"type": "response.failed", "sequence_number": 0, "response": failed_response(fault, request_id)}
+        return b"event: response.failed\ndata: " + msgspec.json.encode(failed) + b"\n\n"
     return b"data: " + msgspec.json.encode({"error": openai_error(fault)}) + b"\n\n"
+
+
+_RESPONSE_CODES = {
+    "context_length_exceeded": "context_length_exceeded",
+    "insufficient_quota": "insufficient_quota",
+    "rate_limit_exceeded": "rate_limit_exceeded",
+    "queue_full": "rate_limit_exceeded",
+    "engine_overloaded": "server_is_overloaded",
+}
+
+
+def failed_response(fault: Fault, request_id: str) -> dict[str, Any]:
+    """The response object of ``response.failed``, with the codes that Codex knows."""
+    fallback = "server_error" if fault.status >= 500 else "invalid_prompt"
+    return {
+        "id": f"resp_{request_id}",
+        "object": "response",
+        "created_at": 0,
+        "status": "failed",
+        "error": {"code": _RESPONSE_CODES.get(fault.code, fallback), "message": _openai_message(fault)},
+        "incomplete_details": None,
+        "model": "",
+        "output": [],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": None,
+    }
 
 
 class _EngineError(msgspec.Struct):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from lmtower.wire.faults import Dialect, Fault, event
 from lmtower.wire.sse import Scanner
+from lmtower.wire.top import Piece
 from lmtower.wire.usage import Usage
 
 MODEL = b'"model":'
@@ -14,6 +17,14 @@ MODEL = b'"model":'
 def model_field(name: str) -> bytes:
     """``"model":"name"`` as compact JSON writers put it."""
     return MODEL + msgspec.json.encode(name)
+
+
+class Again(NamedTuple):
+    """A second request, not streamed, that an answer turned out to need before it can be finished."""
+
+    path: str
+    pieces: list[Piece]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Reply:
@@ -27,6 +38,10 @@ class Reply:
 
     dialect: Dialect = "openai"
     keepalive: bytes = b": keepalive\n\n"
+    again: Again | None = None
+    """Set after ``body`` or the stream's end when the answer needs a second request; then call ``retried``."""
+    enough: bool = False
+    """The answer is complete although the engine has not ended it: its call can be given up."""
 
     def __init__(self, served: str, asked: str, request_id: str) -> None:
         self.served = served
@@ -58,6 +73,10 @@ class Reply:
         """The engine ended the stream: bytes to send last."""
         rest = self._scanner.rest()
         return self.relay(rest + b"\n\n") if rest.strip() else b""
+
+    def retried(self, data: bytes) -> bytes:
+        """The answer of the second request: the client's bytes (the rest of the stream, or the whole body)."""
+        return self.body(data)
 
     def broken(self, fault: Fault) -> bytes:
         """The stream cannot go on: the protocol's error event."""

@@ -13,20 +13,13 @@ import msgspec
 
 from lmtower.wire import sse
 from lmtower.wire.answers import read_object
-from lmtower.wire.faults import Fault, from_stream
+from lmtower.wire.faults import Fault, failed_response, from_stream
 from lmtower.wire.reply import Reply
 from lmtower.wire.usage import Usage
 
 UNRUNNABLE = ("web_search", "image_generation", "code_interpreter", "computer", "local_shell", "tool_search")
 """Tools that run on OpenAI's servers: no engine has them, and some engines refuse a request that names one."""
 _LAST = frozenset(("response.completed", "response.incomplete", "response.failed"))
-_CODES = {
-    "context_length_exceeded": "context_length_exceeded",
-    "insufficient_quota": "insufficient_quota",
-    "rate_limit_exceeded": "rate_limit_exceeded",
-    "queue_full": "rate_limit_exceeded",
-    "engine_overloaded": "server_is_overloaded",
-}
 _NUMBER = re.compile(rb'"sequence_number":\s*(-?\d+)')
 _encode = msgspec.json.Encoder().encode
 
@@ -199,23 +192,9 @@ class ResponsesReply(Reply):
         return response
 
     def broken(self, fault: Fault) -> bytes:
-        """``response.failed`` with a code that Codex knows; an ``error`` event before a response was created."""
-        code = _CODES.get(fault.code, "server_error" if fault.status >= 500 else "invalid_prompt")
-        response: dict[str, Any] = {
-            "id": self._id,
-            "object": "response",
-            "created_at": self._created_at,
-            "status": "failed",
-            "error": {"code": code, "message": fault.message},
-            "incomplete_details": None,
-            "model": self.asked,
-            "output": [],
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            "tools": [],
-            "usage": None,
-        }
-        return self.numbered("response.failed", {"response": response})
+        """``response.failed`` with a code that Codex knows, for the response that was begun."""
+        known = {"id": self._id, "created_at": self._created_at, "model": self.asked}
+        return self.numbered("response.failed", {"response": {**failed_response(fault, self.request_id), **known}})
 
 
 def _failure(parsed: dict[str, Any]) -> Fault:

@@ -1,0 +1,107 @@
+"""What a body goes through around its persona's rules: replayed calls mended, images checked, tool calls guarded.
+
+Everything here is a pure function of another room; this module only decides which of them a request needs. Scaling
+images is the one slow step, so it runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from lmtower import guard
+from lmtower.gateway.flow import Flow
+from lmtower.guard import Rules, Strict, ToolCache
+from lmtower.personas import CompiledPersona, Prepared
+from lmtower.personas.discipline import drop_volatile, sort_tools
+from lmtower.telemetry.metrics import Metrics
+from lmtower.wire import images
+from lmtower.wire import top as tops
+from lmtower.wire.chat import ChatReply
+from lmtower.wire.faults import Dialect
+from lmtower.wire.reply import Reply
+from lmtower.wire.stops import StoppingReply
+from lmtower.wire.top import Top
+
+_FIELDS: Mapping[str, tuple[str, Callable[[bytes], bytes]]] = MappingProxyType(
+    {
+        "chat": ("messages", guard.clean_chat),
+        "messages": ("messages", guard.clean_messages),
+        "count_tokens": ("messages", guard.clean_messages),
+        "responses": ("input", guard.clean_responses),
+    }
+)
+"""Protocol -> the field that holds the conversation, and how its replayed tool calls are mended."""
+
+
+class Intake:
+    """Shared by all requests; keeps compiled tool schemas, bounded."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.tools = ToolCache()
+
+    async def take(self, flow: Flow, top: Top, persona: CompiledPersona) -> Rules | None:
+        """Mend and check the body in place. Returns what strict tool calling must hold to, if the persona is strict.
+
+        Raises Fault for images that may not be sent.
+        """
+        found = _FIELDS.get(flow.protocol)
+        if found is None or not tops.given(top, found[0]):
+            return None
+        field, clean = found
+        raw = bytes(memoryview(top[field]))
+        mended = clean(raw)
+        mended = await self._images(flow, mended, persona)
+        if mended is not raw:
+            top[field] = mended
+        drop_volatile(top, flow.protocol, persona.recipe.volatile)
+        if persona.canonical_tools:
+            sort_tools(top)
+        if persona.tools != "strict":
+            return None
+        rules = guard.rules_of(top, self.tools)
+        if rules is not None and persona.recipe.strict_tools == "strict":
+            top["tools"] = guard.mark_strict(bytes(memoryview(top["tools"])))
+        return rules
+
+    async def _images(self, flow: Flow, raw: bytes, persona: CompiledPersona) -> bytes:
+        found = images.find(raw)
+        if found is None:
+            return raw
+        images.check(found, persona.images, persona.image_hosts)
+        flow.images = len(found.pictures)
+        side = persona.images.max_side
+        changed = await asyncio.to_thread(images.shrink, found, side) if side else 0
+        flow.image_tokens = images.tokens(found, persona.recipe.image_tokens)
+        return found.join() if changed else raw
+
+    def guard(self, flow: Flow, prepared: Prepared, rules: Rules | None) -> None:
+        """Put the strict reply of the protocol in place of the plain one."""
+        if rules is None:
+            return
+        strict = Strict(rules, prepared.path, prepared.pieces, flow.dialect, _new_id(flow.dialect))
+        flow.tool_calls = strict.tally
+        plain = prepared.reply
+        if isinstance(plain, StoppingReply):
+            plain.inner = _strict_reply(plain.inner, flow, strict)
+        else:
+            prepared.reply = _strict_reply(plain, flow, strict)
+
+
+def _strict_reply(plain: Reply, flow: Flow, strict: Strict) -> Reply:
+    names = plain.served, plain.asked, plain.request_id
+    if flow.protocol == "messages":
+        return guard.StrictMessagesReply(*names, strict)
+    if flow.protocol == "responses":
+        return guard.StrictResponsesReply(*names, strict)
+    if flow.protocol == "chat" and isinstance(plain, ChatReply):
+        return guard.StrictChatReply(*names, plain.wants_usage, strict)
+    return plain
+
+
+def _new_id(dialect: Dialect) -> Callable[[], str]:
+    prefix = "toolu_" if dialect == "anthropic" else "call_"
+    return lambda: prefix + secrets.token_hex(12)

@@ -1,0 +1,118 @@
+"""What strict tool calling knows of one request, in every dialect: the rules, the verdicts, the one retry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from lmtower.guard.judge import Call, Judgement, Rules, Verdict, judge
+from lmtower.guard.retry import retried_call, retry_edits
+from lmtower.guard.tools import Tool, ToolCache
+from lmtower.wire import top as tops
+from lmtower.wire.faults import Dialect, Fault
+from lmtower.wire.reply import Again
+from lmtower.wire.top import Piece, Top
+
+VALID, REPAIRED, RETRIED, REJECTED = range(4)
+
+
+class Strict:
+    """One request under ``tools: strict``. ``tally`` counts calls: valid, repaired, retried, rejected."""
+
+    __slots__ = ("_dialect", "_new_id", "_path", "_pieces", "_tool", "rules", "tally")
+
+    def __init__(
+        self,
+        rules: Rules,
+        path: str,
+        pieces: list[Piece],
+        dialect: Dialect,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.rules = rules
+        self.tally = [0, 0, 0, 0]
+        self._path = path
+        self._pieces = pieces
+        self._dialect = dialect
+        self._new_id = new_id
+        self._tool: Tool | None = None
+
+    def new_id(self) -> str:
+        """A fresh id for a call that came without one."""
+        return self._new_id()
+
+    def judge(self, calls: Sequence[Call], *, cut: bool = False) -> Judgement:
+        """The verdict on the first answer, counted. A retry remembers its tool."""
+        judgement = judge(calls, self.rules, cut=cut)
+        self._count(judgement)
+        if judgement.verdict is Verdict.RETRY:
+            self._tool = judgement.tool
+        return judgement
+
+    def again(self) -> Again:
+        """The constrained second request."""
+        top = tops.split(b"".join(bytes(memoryview(piece)) for piece in self._pieces))
+        for key, value in retry_edits(self._dialect, top, self._tool, list(self.rules.tools.tools.values())).items():
+            if value is None:
+                top.pop(key, None)
+            else:
+                top[key] = value
+        return Again(self._path, tops.join(top))
+
+    def retried(self, content: str) -> list[Call]:
+        """The calls of the second answer. Raises Fault when they are wrong again."""
+        self.tally[RETRIED] += 1
+        call = retried_call(content, self._tool, self.new_id())
+        judgement = judge([call], self.rules, retried=True)
+        self._count(judgement)
+        if judgement.verdict is Verdict.REJECT:
+            raise rejected(judgement)
+        return list(judgement.calls)
+
+    def _count(self, judgement: Judgement) -> None:
+        if judgement.verdict is Verdict.REJECT:
+            self.tally[REJECTED] += 1
+        else:
+            self.tally[REPAIRED] += judgement.repaired
+            self.tally[VALID] += len(judgement.calls) - judgement.repaired
+
+
+def rejected(judgement: Judgement) -> Fault:
+    """The error of a model that twice failed to write a valid call; trying once more would not help."""
+    message = f"The model did not produce a valid tool call: {judgement.reason}."
+    return Fault(502, "invalid_tool_call", message, should_retry=False)
+
+
+def rules_of(top: Top, cache: ToolCache) -> Rules | None:
+    """What the request asks of tool calls, in any dialect; None when it offers no tools or wants none called."""
+    if not tops.given(top, "tools"):
+        return None
+    tools = cache.get(bytes(memoryview(top["tools"])))
+    choice: Any = tops.value(top, "tool_choice")
+    if not tools.tools or choice == "none" or (isinstance(choice, dict) and choice.get("type") == "none"):
+        return None
+    parallel = not (tops.given(top, "parallel_tool_calls") and not tops.flag(top, "parallel_tool_calls"))
+    required = choice in ("required", "any")
+    forced = None
+    if isinstance(choice, dict):
+        parallel = parallel and not choice.get("disable_parallel_tool_use")
+        function = choice.get("function")
+        named = function.get("name") if isinstance(function, dict) else choice.get("name")
+        forced = named if isinstance(named, str) else None
+        required = choice.get("type") == "any" or choice.get("mode") == "required"
+    return Rules(tools, forced, required, parallel)
+
+
+def mark_strict(tools: bytes) -> bytes:
+    """The tools, each marked ``strict``: engines then constrain the decoding of its arguments."""
+    entries: Any = msgspec.json.decode(tools)
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        inner = entry.get("function")
+        body: dict[str, Any] = inner if isinstance(inner, dict) else entry
+        if "input_schema" in body or entry.get("type") == "function":
+            body.setdefault("strict", True)
+    return msgspec.json.encode(entries)

@@ -1,0 +1,158 @@
+"""Strict tool calls in OpenAI responses: a function call's events wait until its arguments are known to be good."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lmtower.guard.judge import Call, Judgement, Verdict
+from lmtower.guard.strict import Strict, rejected
+from lmtower.wire import sse
+from lmtower.wire.answers import read_object
+from lmtower.wire.faults import Fault
+from lmtower.wire.responses import ResponsesReply
+from lmtower.wire.usage import Usage
+
+_encode = msgspec.json.Encoder().encode
+_Event = dict[str, Any]
+_HELD = ("response.function_call_arguments.delta", "response.function_call_arguments.done")
+
+
+class StrictResponsesReply(ResponsesReply):
+    """``/v1/responses`` under ``tools: strict``."""
+
+    __slots__ = ("_end", "_index", "_items", "again", "strict")
+
+    def __init__(self, served: str, asked: str, request_id: str, strict: Strict) -> None:
+        super().__init__(served, asked, request_id)
+        self.strict = strict
+        self.again = None
+        self._items: list[_Event] = []
+        """Complete function-call items that have not gone out."""
+        self._index = 0
+        self._end: _Event | None = None
+        """The response (not streamed) or the final event that waits for the second answer."""
+
+    # -- not streamed ----------------------------------------------------------------------------------------
+
+    def body(self, data: bytes) -> bytes:
+        """The response with good calls only; empty when a second request is needed first."""
+        response = read_object(super().body(data))
+        items = _calls_in(response)
+        judgement = self._judge(items, response)
+        if judgement.verdict is Verdict.RETRY:
+            self.again, self._end, self.complete = self.strict.again(), response, False
+            return b""
+        return _encode(_with_items(response, _items(judgement.calls, items)))
+
+    def _judge(self, items: list[_Event], response: _Event) -> Judgement:
+        calls = [
+            Call(str(item.get("name", "")), str(item.get("arguments", "")), item.get("call_id") or self.strict.new_id())
+            for item in items
+        ]
+        judgement = self.strict.judge(calls, cut=response.get("status") == "incomplete")
+        if judgement.verdict is Verdict.REJECT:
+            raise rejected(judgement)
+        return judgement
+
+    # -- streamed --------------------------------------------------------------------------------------------
+
+    def relay(self, run: bytes) -> bytes:
+        """Every event is read: any may belong to a call."""
+        return b"".join([self._event(event) for event in sse.split(run)])
+
+    def typed(self, kind: str, parsed: _Event) -> bytes:
+        """Events of function calls are taken in; the final event lets the calls out before itself."""
+        if kind in _HELD:
+            return b""
+        if kind in ("response.output_item.added", "response.output_item.done"):
+            item = parsed.get("item")
+            if isinstance(item, dict) and item.get("type") == "function_call":
+                if kind.endswith("done"):
+                    self._items.append(item)
+                return b""
+            self._index = max(self._index, int(parsed.get("output_index") or 0) + 1)
+        if kind not in ("response.completed", "response.incomplete") or self.again is not None:
+            return b"" if self.again is not None else super().typed(kind, parsed)
+        response = self.whole(parsed.get("response") or {})
+        items = self._items or _calls_in(response)
+        judgement = self._judge(items, response)
+        if judgement.verdict is Verdict.RETRY:
+            self.again, self._end = self.strict.again(), {"kind": kind, **parsed}
+            return b""
+        return self._let_out(_items(judgement.calls, items), kind, response)
+
+    def _let_out(self, items: list[_Event], kind: str, response: _Event) -> bytes:
+        """The held calls as events, then the final event with the same items in it."""
+        out: list[bytes] = []
+        for index, item in enumerate(items, start=self._index):
+            place = {"output_index": index, "item_id": item["id"]}
+            started = {**item, "arguments": "", "status": "in_progress"}
+            out.append(self.numbered("response.output_item.added", {"output_index": index, "item": started}))
+            out.append(self.numbered(_HELD[0], {**place, "delta": item["arguments"]}))
+            out.append(self.numbered(_HELD[1], {**place, "name": item["name"], "arguments": item["arguments"]}))
+            out.append(self.numbered("response.output_item.done", {"output_index": index, "item": item}))
+        self.complete = True
+        out.append(self.numbered(kind, {"response": _with_items(response, items)}))
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        """Nothing yet when a second request is still to come."""
+        return super().end() if self.again is None else b""
+
+    # -- the second answer -----------------------------------------------------------------------------------
+
+    def retried(self, data: bytes) -> bytes:
+        """The rest of the stream, or the whole response, with the calls of the constrained answer."""
+        first, self.usage = self.usage, Usage()
+        keep = self._id, self._created_at
+        answer = read_object(super().body(data))
+        self._id, self._created_at = keep
+        for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"):
+            setattr(self.usage, name, getattr(self.usage, name) + getattr(first, name))
+        self.again = None
+        items = _items(tuple(self.strict.retried(_text(answer))), [])
+        held = self._end or {}
+        if "kind" not in held:
+            return _encode(_with_items(held, items))
+        response = held.get("response") or {}
+        return self._let_out(
+            items, "response.completed", {**response, "status": "completed", "incomplete_details": None}
+        )
+
+
+def _calls_in(response: _Event) -> list[_Event]:
+    output = response.get("output")
+    return [
+        item
+        for item in (output if isinstance(output, list) else [])
+        if isinstance(item, dict) and item.get("type") == "function_call"
+    ]
+
+
+def _items(calls: tuple[Call, ...], given: list[_Event]) -> list[_Event]:
+    """Output items for good calls; what the engine said of them besides is kept."""
+    found: list[_Event] = []
+    for index, call in enumerate(calls):
+        item = given[index] if index < len(given) else {}
+        fixed = {"type": "function_call", "name": call.name, "arguments": call.arguments, "call_id": call.id}
+        found.append({**item, "id": item.get("id") or f"fc_{call.id}", **fixed, "status": "completed"})
+    return found
+
+
+def _with_items(response: _Event, items: list[_Event]) -> _Event:
+    """The response with these calls in place of its own, after everything else."""
+    output = response.get("output")
+    kept = [item for item in (output if isinstance(output, list) else []) if item.get("type") != "function_call"]
+    return {**response, "output": [*kept, *items]}
+
+
+def _text(answer: _Event) -> str:
+    texts: list[str] = []
+    for item in answer.get("output") or ():
+        if isinstance(item, dict) and item.get("type") == "message":
+            texts.extend(str(part.get("text", "")) for part in item.get("content") or () if isinstance(part, dict))
+    if not "".join(texts):
+        raise Fault(502, "invalid_tool_call", "The model did not produce a valid tool call.", should_retry=False)
+    return "".join(texts)

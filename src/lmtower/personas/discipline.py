@@ -1,0 +1,90 @@
+"""Prefix discipline: what keeps the start of a prompt the same from request to request.
+
+A prefix cache only helps up to the first changed byte. Some clients send their tools in changing order, some put
+lines at the top that differ each time; both can be put right without changing what the model is told.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from lmtower.personas.rules import Trace
+from lmtower.wire import top as tops
+from lmtower.wire.top import Top
+
+
+def sort_tools(top: Top, trace: Trace | None = None) -> None:
+    """Tools by name; every tool keeps its own bytes."""
+    if not tops.given(top, "tools"):
+        return
+    raw = bytes(memoryview(top["tools"]))
+    parts = [bytes(part) for part in msgspec.json.decode(raw, type=list[msgspec.Raw])] if raw[:1] == b"[" else []
+    ordered = sorted(parts, key=_tool_name)
+    if ordered != parts:
+        top["tools"] = b"[" + b",".join(ordered) + b"]"
+        if trace is not None:
+            trace.append(("tools", "sorted by name (canonical_tools)"))
+
+
+def _tool_name(raw: bytes) -> str:
+    entry: Any = msgspec.json.decode(raw)
+    body = entry.get("function", entry) if isinstance(entry, dict) else {}
+    return str(body.get("name", "")) if isinstance(body, dict) else ""
+
+
+@cache
+def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Trace | None = None) -> None:
+    """Drop whole lines of the client's first system message (chat) or instructions (responses) that a recipe names.
+
+    Messages of the Anthropic protocol have their own rule (``wire.messages``), because there it is a whole block.
+    """
+    if not patterns:
+        return
+    if protocol == "responses":
+        text = tops.value(top, "instructions")
+        kept = _without(text, patterns) if isinstance(text, str) else text
+        if kept is not text:
+            top["instructions"] = msgspec.json.encode(kept)
+            _note(trace, "instructions")
+        return
+    raw = bytes(memoryview(top["messages"])) if protocol == "chat" else b""
+    head = raw[:4096]
+    if b'"system"' not in head and b'"developer"' not in head:
+        return
+    if not any(_literal(pattern) in raw for pattern in patterns):
+        return
+    parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    first: Any = msgspec.json.decode(parts[0])
+    content = first.get("content") if isinstance(first, dict) else None
+    kept = _without(content, patterns) if isinstance(content, str) else content
+    if kept is not content:
+        first["content"] = kept
+        rest = [bytes(part) for part in parts[1:]]
+        top["messages"] = b"[" + b",".join([msgspec.json.encode(first), *rest]) + b"]"
+        _note(trace, "messages")
+
+
+def _without(text: str, patterns: tuple[str, ...]) -> str:
+    pattern = _pattern(patterns)
+    lines = text.split("\n")
+    kept = [line for line in lines if not pattern.fullmatch(line)]
+    return text if len(kept) == len(lines) else "\n".join(kept)
+
+
+def _literal(pattern: str) -> bytes:
+    """The plain letters that a pattern begins with: a cheap test before anything is decoded."""
+    match = re.match(r"[A-Za-z0-9 _:\-]*", pattern)
+    return (match[0] if match else "").encode()
+
+
+def _note(trace: Trace | None, field: str) -> None:
+    if trace is not None:
+        trace.append((field, "lines that change with every request are dropped, by the model's recipe"))

@@ -1,0 +1,184 @@
+"""Stop strings that the gateway enforces, because an engine takes only four (vLLM) and editors send a dozen.
+
+Theory of operation. Text arrives in pieces that may cut a stop string anywhere, so the longest tail that could
+still become one is held back. When one is found, the answer ends before it: the client gets the text up to there
+and ``finish_reason: stop``, and the engine's call is given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from lmtower.wire import sse
+from lmtower.wire.answers import read_success
+from lmtower.wire.faults import Fault
+from lmtower.wire.reply import Reply
+
+ENGINE_LIMIT = 4
+_encode = msgspec.json.Encoder().encode
+
+
+class Cut:
+    """Finds the first of some strings in text that comes in pieces."""
+
+    __slots__ = ("_held", "_longest", "_strings", "found")
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(strings)
+        self._longest = max(map(len, self._strings), default=1) - 1
+        self._held = ""
+        self.found: str | None = None
+
+    def feed(self, text: str) -> str:
+        """Text that is certainly before any of the strings; nothing more once one was found."""
+        if self.found is not None:
+            self._held += text
+            return ""
+        text = self._held + text
+        places = [(at, string) for string in self._strings if (at := text.find(string)) >= 0]
+        if places:
+            at, self.found = min(places, key=lambda place: (place[0], -len(place[1])))
+            self._held = text[at:]
+            return text[:at]
+        keep = self._tail(text)
+        self._held = text[len(text) - keep :] if keep else ""
+        return text[: len(text) - keep]
+
+    def rest(self) -> str:
+        """What was held back when the text ended without any of the strings."""
+        held, self._held = self._held, ""
+        return "" if self.found is not None else held
+
+    def held(self) -> str:
+        """Everything from the found string on."""
+        return self._held
+
+    def _tail(self, text: str) -> int:
+        """Length of the longest end of the text that one of the strings begins with."""
+        for length in range(min(self._longest, len(text)), 0, -1):
+            tail = text[-length:]
+            if any(string.startswith(tail) for string in self._strings):
+                return length
+        return 0
+
+
+class StoppingReply(Reply):
+    """Stands between the engine and another reply, and ends every text at the first stop string."""
+
+    __slots__ = ("_cuts", "_ended", "_stops", "again", "enough", "inner")
+
+    def __init__(self, inner: Reply, stops: Sequence[str]) -> None:
+        super().__init__(inner.served, inner.asked, inner.request_id)
+        self.enough = False
+        self.again = None
+        self.usage = inner.usage
+        self.inner = inner
+        self._stops = tuple(stops)
+        self._cuts: dict[int, Cut] = {}
+        self._ended: set[int] = set()
+
+    def body(self, data: bytes) -> bytes:
+        """The whole answer, every text cut at the first stop string."""
+        answer = read_success(data)
+        for choice in answer.get("choices") or ():
+            place, key = _place(choice, "message")
+            if place is None or not isinstance(place.get(key), str):
+                continue
+            cut = Cut(self._stops)
+            text = cut.feed(place[key])
+            if cut.found is not None:
+                place[key], choice["finish_reason"] = text, "stop"
+        out = self.inner.body(_encode(answer))
+        self._follow()
+        return out
+
+    def relay(self, run: bytes) -> bytes:
+        """Every chunk is looked at: any may hold a piece of a stop string."""
+        out = self.inner.relay(b"".join([self._event(event) for event in sse.split(run)]))
+        self._follow()
+        return out
+
+    def end(self) -> bytes:
+        """What is left, in the inner reply's words."""
+        out = super().end() + self.inner.end()
+        self._follow()
+        return out
+
+    def broken(self, fault: Fault) -> bytes:
+        """The inner reply knows how its protocol says it."""
+        return self.inner.broken(fault)
+
+    def retried(self, data: bytes) -> bytes:
+        """Second requests are the inner reply's own."""
+        out = self.inner.retried(data)
+        self.usage = self.inner.usage
+        self._follow()
+        return out
+
+    def _follow(self) -> None:
+        self.complete, self.events = self.inner.complete, self.inner.events
+        self.again = self.inner.again
+
+    def _event(self, event: bytes) -> bytes:
+        data = sse.data_of(event) if event.startswith(b"data: {") else None
+        if self.enough:
+            return b""
+        if data is None:
+            return event
+        chunk = read_success(data)
+        if not chunk.get("choices"):
+            return event
+        for choice in chunk["choices"]:
+            self._cut(choice)
+        out = b"data: " + _encode(chunk) + b"\n\n"
+        if self._ended and len(self._ended) == len(self._cuts):
+            self.enough = True
+            return out + self._last(chunk)
+        return out
+
+    def _cut(self, choice: dict[str, Any]) -> None:
+        number = choice.get("index", 0)
+        place, key = _place(choice, "delta")
+        if place is None:
+            return
+        cut = self._cuts.setdefault(number, Cut(self._stops))
+        if number in self._ended:
+            place[key], choice["finish_reason"] = "", None
+            return
+        text = cut.feed(place.get(key) or "")
+        if cut.found is not None:
+            self._ended.add(number)
+            choice["finish_reason"] = "stop"
+        elif choice.get("finish_reason") is not None:
+            text += cut.rest()
+        if text or place.get(key) is not None:
+            place[key] = text
+
+    def _last(self, chunk: dict[str, Any]) -> bytes:
+        """A usage chunk and the end, as the engine would have said them: its own numbers never come."""
+        made = max(1, self.inner.events + 1)
+        numbers = {"prompt_tokens": self.usage.input_tokens, "completion_tokens": made}
+        told = {**chunk, "choices": [], "usage": {**numbers, "total_tokens": sum(numbers.values())}}
+        return b"data: " + _encode(told) + b"\n\n" + sse.DONE
+
+
+def enforced(reply: Reply, stops: Sequence[str]) -> Reply:
+    """The reply, with these stop strings enforced before it sees anything."""
+    return StoppingReply(reply, stops)
+
+
+def _place(choice: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:
+    """Where a choice has its text: (object, key)."""
+    if "text" in choice:
+        return choice, "text"
+    inner = choice.get(field)
+    return (inner, "content") if isinstance(inner, dict) else (None, "content")
+
+
+def split(stops: Sequence[str], limit: int = ENGINE_LIMIT) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(for the engine, for the gateway): beyond the limit the gateway enforces all, so that the first one wins."""
+    kept = tuple(dict.fromkeys(stop for stop in stops if stop))
+    return (kept, ()) if len(kept) <= limit else (kept[:limit], kept)
