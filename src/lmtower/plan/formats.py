@@ -16,7 +16,7 @@ def cdiv(a: int, b: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """``bits`` a weight; a scale of ``scale_bytes`` for each ``group`` of columns (0: one for each row) or each ``block``."""
+    """``bits`` a weight; a scale of ``scale_bytes`` for each ``group`` of columns (0: a row) or each ``block``."""
 
     name: str
     bits: int

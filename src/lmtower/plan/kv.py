@@ -177,9 +177,9 @@ def layout(shape: ModelShape, options: KvOptions) -> KvLayout:
 
 
 def page_bytes_per_token(attention: Attention, options: KvOptions) -> int:
-    """Bytes of one token in one layer: ``kv_heads × (head_k + head_v) × element``; KV heads are copied when fewer than ranks.
+    """Bytes of one token in one layer: ``kv_heads × (head_k + head_v) × element``.
 
-    nvfp4 keeps head_dim/2 + head_dim/16 bytes a vector (block 2848 of a Qwen3.8-27B log). MLA keeps one vector of
+    KV heads are copied when there are fewer than ranks.     nvfp4 keeps head_dim/2 + head_dim/16 bytes a vector (block 2848 of a Qwen3.8-27B log). MLA keeps one vector of
     ``kv_lora_rank + qk_rope_head_dim`` whatever the ranks; ``fp8_ds_mla`` packs it in 656 bytes.
     """
     if attention.latent is not None:
@@ -199,7 +199,7 @@ def page_bytes_per_token(attention: Attention, options: KvOptions) -> int:
 
 
 def state_page_bytes(state: State, options: KvOptions) -> int:
-    """One state of one layer: ``heads × head_dim × state × element`` and ``(kernel − 1 + spec)`` rows of the convolution.
+    """One state of one layer: ``heads × head_dim × state × element``, and ``(kernel − 1 + spec)`` convolution rows.
 
     Nemotron-3-Super: 128 × 64 × 128 × 4 + 3 × 10240 × 2 = 4,255,744 B.
     """
@@ -272,7 +272,7 @@ def _state_spec(state: State, shape: ModelShape, block: int, options: KvOptions)
 
 
 def _draft_specs(shape: ModelShape, block: int, options: KvOptions) -> list[Spec]:
-    """The draft's attention joins the full-attention bucket: 8 layers become 9. Without MTP layers: one, as EAGLE has."""
+    """The draft's attention joins the full-attention bucket (8 layers become 9). Without MTP layers: one, as EAGLE."""
     drafts = [layer.attention for layer in shape.draft_layers if layer.attention is not None]
     if not drafts:
         full = [
@@ -293,7 +293,7 @@ def _unified(specs: list[Spec]) -> list[Spec]:
 
 
 def _groups(specs: list[Spec], rules: Rules) -> tuple[tuple[Group, ...], int]:
-    """Buckets of equal specs, cut into groups of one size: the smallest bucket's, or the largest's when they are close."""
+    """Buckets of equal specs, cut into groups of the smallest bucket's size, or the largest's when they are close."""
     buckets: dict[Spec, int] = defaultdict(int)
     for spec in specs:
         buckets[spec] += 1

@@ -99,7 +99,7 @@ def read_layout(config: Mapping[str, Any], quant_file: Mapping[str, Any] | None)
 
 
 def override(layout: Layout, name: str | None) -> Layout:
-    """The layout after ``--quantization NAME`` on a 16-bit checkpoint (``fp8``, ``mxfp8``, ``int8`` quantise while loading)."""
+    """The layout after ``--quantization NAME`` on a 16-bit checkpoint: fp8, mxfp8, int8 quantise while loading."""
     if not name or layout.is_quantised:
         return layout
     online = {"fp8": FP8, "mxfp8": MXFP8, "int8": INT8, "experts_int8": INT8, "bitsandbytes": NF4}

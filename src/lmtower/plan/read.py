@@ -64,7 +64,7 @@ def read_config(config: Mapping[str, Any], *, has_sizes: bool = False) -> ModelS
         )
     if not known and not has_sizes:
         raise PlanError(
-            f"architectures: {', '.join(architectures) or model_type!r} (model_type {model_type!r}) is not known; neither "
+            f"architectures: {', '.join(architectures) or model_type!r} ({model_type!r}) is not known; neither "
             "an index nor headers of safetensors are there to plan from. Point to the model's folder instead",
             field="architectures",
         )

@@ -20,7 +20,7 @@ _PART_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Bytes of one allocation. ``part`` says where it belongs: experts, attention, state, mlp, embedding, vision, draft…"""
+    """Bytes of one allocation. ``part`` says where it belongs: experts, attention, state, mlp, embedding, vision…"""
 
     part: str
     bytes: int
@@ -211,7 +211,7 @@ def _expert_block(model_type: str) -> str:
 def _undeclared(build: Build, form: Format, part: str) -> Format:
     """What a stub most likely stands for: NVIDIA's mixed releases keep attention in bf16 and states in FP8.
 
-    Reproduces the 68.1 GiB of the 120B with its experts in NVFP4 (H200, vLLM 0.25.1); the public checkpoint is 2 % above.
+    Reproduces the 68.1 GiB of the 120B (H200, vLLM 0.25.1); the public checkpoint is 2 % above.
     """
     if not build.layout.stub or form is not NVFP4:
         return form

@@ -25,8 +25,10 @@ class NodeFacts:
     reserve_bytes: int | None = None
     """Kept free for the operating system. None: 12 GiB on unified memory, 1 GiB on a card."""
     runtimes: frozenset[str] = frozenset({"vllm", "llamacpp"})
-    graphs: bool = True
-    """False where CUDA graphs and torch.compile are not used (CPU, Mac)."""
+    capability: float = 0.0
+    """CUDA compute capability (12.1 on a GB10); 0: not known or none."""
+    default_batch_tokens: int = 8192
+    """vLLM's own default of ``--max-num-batched-tokens`` there."""
 
     @property
     def reserve(self) -> int:
@@ -45,6 +47,7 @@ class Overhead:
     sampler_bytes: int = 0
     context_bytes: int = 0
     host_bytes: int = 0
+    """Python on the CPU side; counts only on unified memory."""
     encoder_bytes: int = 0
     state_bytes: int = 0
     correction_bytes: int = 0
@@ -118,6 +121,8 @@ class EnginePlan:
     pooling: bool = False
     """True for encoders: no KV cache, `--runner pooling`."""
     multimodal: bool = False
+    devices: tuple[int, ...] = ()
+    """GPUs of the node that it uses, where the node has several; empty: the only one."""
     warnings: tuple[str, ...] = ()
 
     @property
