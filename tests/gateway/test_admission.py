@@ -171,12 +171,7 @@ def test_simulation_interactive_stays_fast_while_batch_saturates_and_progresses(
     interactive: list[tuple[float, Lane]] = []
     at = 0.0
     while at < 400 * service / slots:
-        # a quarter of the engine's capacity, at random moments
-        at += (
-            dice.expovariate(0.25 * slots / service)
-            if slots > 1
-            else max(service * 2.5, dice.expovariate(0.1 / service))
-        )
+        at += service * dice.uniform(1.5, 4)  # people, one after the other, at random moments
         interactive.append((at, "interactive"))
     times = simulate(batch + interactive, slots, service)
     p99 = sorted(times["interactive"])[int(len(times["interactive"]) * 0.99)]

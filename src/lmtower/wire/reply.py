@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from lmtower.wire.faults import Dialect, Fault, event
-from lmtower.wire.sse import Scanner
+from lmtower.wire.sse import DONE, Scanner
 from lmtower.wire.top import Piece
 from lmtower.wire.usage import Usage
 
@@ -70,13 +70,12 @@ class Reply:
         return run
 
     def end(self) -> bytes:
-        """The engine ended the stream: bytes to send last."""
-        rest = self._scanner.rest()
-        return self.relay(rest + b"\n\n") if rest.strip() else b""
+        """The engine ended the stream: bytes to send last.
 
-    def retried(self, data: bytes) -> bytes:
-        """The answer of the second request: the client's bytes (the rest of the stream, or the whole body)."""
-        return self.body(data)
+        The SSE standard says to discard an unfinished event; only ``[DONE]`` is understood without its blank line.
+        """
+        rest = self._scanner.rest()
+        return self.relay(DONE) if rest.strip() == DONE.strip() else b""
 
     def broken(self, fault: Fault) -> bytes:
         """The stream cannot go on: the protocol's error event."""
