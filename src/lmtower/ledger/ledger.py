@@ -152,7 +152,7 @@ class Ledger:
         """``close`` for callers without an event loop. Blocks."""
         self._journal.close()
         try:
-            if self.lag_records:
+            if self._journal.written:  # also when all of it is drained: the segment can be deleted now
                 self.drain()
         except LedgerError as exc:
             self._log.error("journal_not_drained", error=str(exc), records=self.lag_records)
