@@ -50,6 +50,8 @@ def parameters(options: argparse.Namespace) -> Any:
     params.port = options.port
     params.n_parallel = options.sequences
     params.n_ctx = options.context * options.sequences
+    # A small model that never stops would hold its sequence for minutes; no answer can be longer than its context.
+    params.n_predict = options.context
     params.n_batch = params.n_ubatch = options.batch_tokens
     params.endpoint_metrics = True
     params.use_jinja = True
