@@ -22,6 +22,7 @@ from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply
 from lmtower.wire.faults import Dialect
 from lmtower.wire.reply import Reply
+from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import StoppingReply
 from lmtower.wire.top import Top
 
@@ -95,8 +96,8 @@ def _strict_reply(plain: Reply, flow: Flow, strict: Strict) -> Reply:
     names = plain.served, plain.asked, plain.request_id
     if flow.protocol == "messages":
         return guard.StrictMessagesReply(*names, strict)
-    if flow.protocol == "responses":
-        return guard.StrictResponsesReply(*names, strict)
+    if isinstance(plain, ResponsesReply):
+        return guard.StrictResponsesReply(*names, plain.instructions, strict)
     if flow.protocol == "chat" and isinstance(plain, ChatReply):
         return guard.StrictChatReply(*names, plain.wants_usage, strict)
     return plain

@@ -24,8 +24,8 @@ class StrictResponsesReply(ResponsesReply):
 
     __slots__ = ("_end", "_index", "_items", "again", "strict")
 
-    def __init__(self, served: str, asked: str, request_id: str, strict: Strict) -> None:
-        super().__init__(served, asked, request_id)
+    def __init__(self, served: str, asked: str, request_id: str, instructions: str | None, strict: Strict) -> None:
+        super().__init__(served, asked, request_id, instructions)
         self.strict = strict
         self.again = None
         self._items: list[_Event] = []

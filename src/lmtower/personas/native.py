@@ -83,9 +83,8 @@ def prepare_responses(top: Top, persona: CompiledPersona, asked: str, request_id
     _nest(top, "reasoning_effort", "reasoning", "effort", trace)
     if persona.tools == "off" and tops.given(top, "tools"):
         raise Fault(400, "tools_not_supported", f"The model {asked!r} does not take tools.", param="tools")
-    instructions, items = responses.merge_instructions(
-        tops.text(top, "instructions"), _raw(top, "input"), persona.prompt
-    )
+    own = tops.text(top, "instructions")
+    instructions, items = responses.merge_instructions(own, _raw(top, "input"), persona.prompt)
     if instructions is not None:
         top["instructions"] = msgspec.json.encode(instructions)
         _note(trace, "instructions", "the persona's prompt first, then the client's instructions and system items")
@@ -94,7 +93,7 @@ def prepare_responses(top: Top, persona: CompiledPersona, asked: str, request_id
     _runnable_tools(top, trace)
     top["store"] = b"false"
     _note(trace, "store", "false: engines keep stored responses in memory for ever")
-    reply = responses.ResponsesReply(persona.served, asked, request_id)
+    reply = responses.ResponsesReply(persona.served, asked, request_id, own)
     return Prepared("/v1/responses", tops.join(top), tops.flag(top, "stream"), reply)
 
 

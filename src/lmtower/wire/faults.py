@@ -220,14 +220,15 @@ def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Faul
     return Fault(400, "invalid_request", message or "The engine refused the request.")
 
 
-def from_stream(body: bytes, secrets: tuple[str, ...] = ()) -> Fault:
-    """Translate an error that an engine sent inside a stream: its own ``code`` says whose fault it was."""
+def from_stream(body: bytes) -> Fault:
+    """Translate an error that an engine sent inside a stream. Only an overflow is told in its words: others may quote."""
     try:
         error = _error_decoder.decode(body).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         error = None
     code = error.code if isinstance(error, _EngineError) else None
-    return from_engine(code if isinstance(code, int) and 400 <= code < 600 else 502, body, secrets)
+    fault = from_engine(code if isinstance(code, int) and 400 <= code < 600 else 502, body)
+    return fault if fault.code == "context_length_exceeded" else from_engine(502, body)
 
 
 def _engine_message(body: bytes) -> tuple[str, tuple[int, int] | None]:

@@ -77,6 +77,10 @@ class Reply:
         rest = self._scanner.rest()
         return self.relay(DONE) if rest.strip() == DONE.strip() else b""
 
+    def retried(self, data: bytes) -> bytes:
+        """The answer of the second request: the client's bytes (the rest of the stream, or the whole body)."""
+        return self.body(data)
+
     def broken(self, fault: Fault) -> bytes:
         """The stream cannot go on: the protocol's error event."""
         return event(fault, self.dialect, self.request_id)

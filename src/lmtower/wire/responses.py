@@ -111,12 +111,14 @@ class _EngineUsage(msgspec.Struct):
 class ResponsesReply(Reply):
     """``/v1/responses``, streamed or not. Remembers the response's id and time for an event of its own."""
 
-    __slots__ = ("_created_at", "_id", "_sequence")
+    __slots__ = ("_created_at", "_id", "_sequence", "instructions")
 
     dialect = "responses"
 
-    def __init__(self, served: str, asked: str, request_id: str) -> None:
+    def __init__(self, served: str, asked: str, request_id: str, instructions: str | None = None) -> None:
         super().__init__(served, asked, request_id)
+        self.instructions = instructions
+        """The client's own: engines echo what they were sent, and the persona's prompt must not leave."""
         self._id = f"resp_{request_id}"
         self._created_at: int | float = 0
         self._sequence = -1
@@ -185,6 +187,8 @@ class ResponsesReply(Reply):
         if isinstance(response.get("created_at"), int | float):
             self._created_at = response["created_at"]
         response["model"] = self.asked
+        if "instructions" in response:
+            response["instructions"] = self.instructions
         usage = response.get("usage")
         if isinstance(usage, dict):
             msgspec.convert(usage, _EngineUsage).into(self.usage)
