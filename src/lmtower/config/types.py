@@ -169,6 +169,10 @@ class Engine(Section):
         description="Further flags of the runtime, as `flag-name: value`; they win over everything derived.",
     )
     env: dict[str, str] = Field(default_factory=dict, description="Further environment variables of the engine.")
+    mounts: tuple[str, ...] = Field(
+        default=(),
+        description="Further folders of the node that a container sees (adapters, certificates), as `/source:/target[:ro]`.",
+    )
     slots: Count | None = Field(
         default=None, description="Requests that the gateway sends at once. Default: `sequences`."
     )

@@ -102,7 +102,7 @@ def _single_spec(
     )
     build = _vllm_spec if plan.runtime == "vllm" else _llamacpp_spec
     spec = build(common, plan, engine, recipe, node, outside, cpu=cpu)
-    return (_contained(spec, node, plan, cpu=cpu) if driver == "docker" else spec).sealed()
+    return (_contained(spec, node, plan, engine, cpu=cpu) if driver == "docker" else spec).sealed()
 
 
 def _vllm_spec(
@@ -124,28 +124,41 @@ def _llamacpp_spec(
     spec: LaunchSpec, plan: EnginePlan, engine: Engine, recipe: Recipe, node: Node, outside: Outside, *, cpu: bool
 ) -> LaunchSpec:
     process = driver_of(node) == "process"
-    secrets = _secrets(llamacpp.secret_name(process), spec, engine, outside)
-    if process:
-        python = engine.image or outside.python
-        argv = llamacpp.embedded_command(plan, engine, python=python, host=spec.host, keyed=bool(secrets))
-        return replace(spec, argv=argv, env=dict(engine.env), secrets=secrets)
+    # A bundled model comes with lmtower's own image, and so does the engine that runs it.
+    embedded = process or plan.model.startswith("bundled:")
+    secrets = _secrets(llamacpp.secret_name(embedded), spec, engine, outside)
+    if embedded:
+        python = (engine.image or outside.python) if process else "python3"
+        argv = llamacpp.embedded_command(
+            plan, engine, python=python, host=spec.host, keyed=bool(secrets), stay=not process
+        )
+        image = None if process else engine.image or llamacpp.EMBEDDED_IMAGE
+        return replace(spec, argv=argv, image=image, env=dict(engine.env), secrets=secrets)
     image = engine.image or (llamacpp.IMAGE if cpu else llamacpp.GPU_IMAGE)
     argv = llamacpp.server_command(plan, engine, recipe, host=spec.host)
     return replace(spec, argv=argv, image=image, env=dict(engine.env), secrets=secrets)
 
 
-def _contained(spec: LaunchSpec, node: Node, plan: EnginePlan, *, cpu: bool) -> LaunchSpec:
+def _contained(spec: LaunchSpec, node: Node, plan: EnginePlan, engine: Engine, *, cpu: bool) -> LaunchSpec:
     """What a container needs beside the command: volumes, GPUs, limits, a restart policy."""
     models = Mount(node.models or MODELS_VOLUME, "/models")
     caches = Mount(f"{node.models}/caches" if node.models else CACHES_VOLUME, "/caches")
     return replace(
         spec,
         env={**_CACHES, **spec.env},
-        mounts=(models, caches, *llamacpp.model_mounts(plan.model)),
+        mounts=(models, caches, *llamacpp.model_mounts(plan.model), *map(_mount, engine.mounts)),
         devices=() if cpu else ("all",),
         ulimits=_ULIMITS,
         shm_bytes=_SHM_PARALLEL_BYTES if plan.tensor_parallel > 1 else _SHM_BYTES,
     )
+
+
+def _mount(text: str) -> Mount:
+    source, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    if not source or not target or mode not in ("", "ro", "rw"):
+        raise PlanError(f"mounts: {text!r} is not a mount. Write it as /source:/target or /source:/target:ro")
+    return Mount(source, target, read_only=mode == "ro")
 
 
 def _spanning_specs(
@@ -182,7 +195,7 @@ def _spanning_specs(
         )
         for name in others
     ]
-    return [_contained(spec, nodes[spec.node], plan, cpu=False).sealed() for spec in (head, *workers)]
+    return [_contained(spec, nodes[spec.node], plan, engine, cpu=False).sealed() for spec in (head, *workers)]
 
 
 def _secrets(variable: str, spec: LaunchSpec, engine: Engine, outside: Outside) -> dict[str, str]:

@@ -9,6 +9,7 @@ from lmtower.plan.types import EnginePlan
 from lmtower.recipes import Recipe
 
 IMAGE = "ghcr.io/ggml-org/llama.cpp:server"
+EMBEDDED_IMAGE = "ghcr.io/lmtower/lmtower:latest"
 GPU_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
 KEY_VARIABLE = "LMTOWER_ENGINE_KEY"
 _SERVER_KEY_VARIABLE = "LLAMA_API_KEY"
@@ -17,7 +18,9 @@ _SEQUENCES = 4
 _CONTEXT = 4096
 
 
-def embedded_command(plan: EnginePlan, engine: Engine, *, python: str, host: str, keyed: bool) -> tuple[str, ...]:
+def embedded_command(
+    plan: EnginePlan, engine: Engine, *, python: str, host: str, keyed: bool, stay: bool
+) -> tuple[str, ...]:
     """The command of the embedded engine; ``args`` of the tower file are its own flags."""
     flags: Flags = {
         "model": plan.model,
@@ -26,6 +29,7 @@ def embedded_command(plan: EnginePlan, engine: Engine, *, python: str, host: str
         "context": plan.max_model_len or _CONTEXT,
         "sequences": plan.max_num_seqs or _SEQUENCES,
         "embedding": True if plan.pooling else None,
+        "stay": True if stay else None,
         "api-key-env": KEY_VARIABLE if keyed else None,
     }
     return (python, "-m", "lmtower.nodes.embedded", *as_argv(merged(flags, engine.args)))

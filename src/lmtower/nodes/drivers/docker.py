@@ -77,10 +77,13 @@ class DockerDriver:
         """Lines as they come, until the container ends."""
         stream = await self._ask(lambda client: client.containers.get(name).logs(stream=True, follow=True, tail=lines))
         rest = b""
-        while (chunk := await asyncio.to_thread(_next, stream)) is not None:
-            *whole, rest = (rest + chunk).split(b"\n")
-            for raw in whole:
-                yield raw.decode("utf-8", "replace")
+        try:
+            while (chunk := await asyncio.to_thread(_next, stream)) is not None:
+                *whole, rest = (rest + chunk).split(b"\n")
+                for raw in whole:
+                    yield raw.decode("utf-8", "replace")
+        finally:
+            stream.close()
 
     async def pull(self, spec: LaunchSpec, report: Report) -> None:
         """Fetch the image with progress. Raises EngineError that says whether it is missing or the disk is full."""
