@@ -17,8 +17,8 @@ from openai import OpenAI
 
 from lmtower.stores.app import application
 from lmtower.stores.catalogue import OPERATOR
-from lmtower.stores.embed import Personas
 from lmtower.stores.extract import Limits
+from lmtower.stores.launch import Personas
 from lmtower.stores.service import Service, Settings, build
 from tests.stores.embedding import EmbeddingGateway
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import httpx
 import numpy as np
 
 from lmtower.errors import StoreError
+from lmtower.stores.launch import Personas
 from lmtower.stores.vectors import Floats
 
 PROBE = "lmtower asks which embedding model this is."
@@ -26,16 +26,6 @@ class Unavailable(StoreError):
 
 class Rejected(StoreError):
     """The engine will not embed one of these texts, now or later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Personas:
-    """Model names of the gateway. ``model`` is what a person calls the embedding model behind ``document``."""
-
-    document: str
-    query: str
-    rerank: str | None = None
-    model: str = ""
 
 
 class Embedder:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Row
 
 from lmtower.stores.catalogue import Catalogue
@@ -40,7 +41,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One chunk with its file. ``score`` ranks; the other scores say why."""
+    """One chunk with its file. ``score`` ranks; the other scores say why.
+
+    ``standout`` is how many standard deviations nearer the chunk is to the question than any chunk of the store would
+    be: what "relevant" means differs between embedding models, this does not. None in a store of few chunks.
+    """
 
     store_id: str
     file_id: str
@@ -48,6 +53,7 @@ class Hit:
     attributes: Mapping[str, Any]
     score: float
     found: Found
+    standout: float | None = None
     rerank_score: float | None = None
 
 
@@ -105,6 +111,7 @@ class Searcher:
         if not stores:
             return []
         found: dict[Key, Found] = {}
+        backgrounds: dict[str, tuple[float, float]] = {}
         rankings: list[list[Key]] = []
         weights: list[float] = []
         for text in question.queries:
@@ -113,6 +120,8 @@ class Searcher:
             near: list[Future[Ranked]] = []
             worded: list[Future[Ranked]] = []
             for store in stores:
+                if (background := self._background(store, vector)) is not None:
+                    backgrounds.setdefault(store.id, background)
                 near.append(self.pool.submit(self._near, store, vector, depth, chosen[store.id]))
                 worded.append(self.pool.submit(self._worded, store, text, vector, depth, chosen[store.id]))
             for futures, weight in ((near, question.vector_weight), (worded, question.words_weight)):
@@ -121,7 +130,15 @@ class Searcher:
                 found |= {key: one for key, one in ranked if key not in found or one.words}
                 rankings.append([key for key, _ in ranked])
                 weights.append(weight)
-        return self._hits(stores, fuse(rankings, weights), found)
+        return self._hits(stores, fuse(rankings, weights), found, backgrounds)
+
+    def _background(self, store: Store, vector: Floats) -> tuple[float, float] | None:
+        """Mean and deviation of the similarity of the question to any chunk."""
+        sample = self.vectors.sample(table_name(store.id, store.generation))
+        if sample is None:
+            return None
+        similarities = sample @ (vector / max(float(np.linalg.norm(vector)), 1e-12))
+        return float(similarities.mean()), max(float(similarities.std()), 1e-6)
 
     def _near(self, store: Store, vector: Floats, depth: int, chosen: list[int] | None) -> Ranked:
         hits = self.vectors.by_vector(table_name(store.id, store.generation), vector, depth, chosen)
@@ -138,7 +155,11 @@ class Searcher:
         return [seq for seq, row in self.catalogue.findable(store.id).items() if predicate(row.attributes)]
 
     def _hits(
-        self, stores: Sequence[Store], fused: Sequence[tuple[Key, float]], found: Mapping[Key, Found]
+        self,
+        stores: Sequence[Store],
+        fused: Sequence[tuple[Key, float]],
+        found: Mapping[Key, Found],
+        backgrounds: Mapping[str, tuple[float, float]],
     ) -> list[Hit]:
         """Chunks whose file is done and still there, each text once."""
         files = {
@@ -153,14 +174,12 @@ class Searcher:
             if file is None or one.text in seen:
                 continue
             seen.add(one.text)
-            hits.append(Hit(key[0], file.file_id, file.filename, file.attributes, score, one))
+            mean, deviation = backgrounds.get(key[0], (0.0, 0.0))
+            standout = (one.similarity - mean) / deviation if deviation else None
+            hits.append(Hit(key[0], file.file_id, file.filename, file.attributes, score, one, standout))
         return hits
 
     def _reranked(self, hits: list[Hit], question: Question, client: str) -> list[Hit]:
         texts = [hit.found.text for hit in hits[:CANDIDATES]]
         ranked = self.embedder.rerank(question.queries[0], texts, client)
-        return [_with_score(hits[index], score) for index, score in ranked if index < len(texts)]
-
-
-def _with_score(hit: Hit, score: float) -> Hit:
-    return Hit(hit.store_id, hit.file_id, hit.filename, hit.attributes, score, hit.found, score)
+        return [replace(hits[index], score=score, rerank_score=score) for index, score in ranked if index < len(texts)]

@@ -20,7 +20,8 @@ from lmtower.config import load
 from lmtower.errors import ConfigError, Problem
 from lmtower.stores import internal
 from lmtower.stores.app import application
-from lmtower.stores.service import Settings, build, choose_personas, settings_of
+from lmtower.stores.launch import choose_personas
+from lmtower.stores.service import Settings, build, settings_of
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

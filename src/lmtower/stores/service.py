@@ -11,9 +11,10 @@ from time import time
 from lmtower.config.types import Tower
 from lmtower.stores.blobs import Blobs
 from lmtower.stores.catalogue import Catalogue
-from lmtower.stores.embed import Embedder, Personas
+from lmtower.stores.embed import Embedder
 from lmtower.stores.extract import Limits
 from lmtower.stores.jobs import Jobs
+from lmtower.stores.launch import Personas
 from lmtower.stores.lease import Lease
 from lmtower.stores.pipeline import Pipeline, Width
 from lmtower.stores.schema import connect
@@ -35,21 +36,6 @@ class Settings:
     max_file_bytes: int = 256 * 1024**2
     limits: Limits = field(default_factory=Limits)
     width: Width = field(default_factory=Width)
-
-
-def choose_personas(tower: Tower) -> Personas | None:
-    """Those of ``stores:``, else those whose names or prefixes say so. None when the tower has no embedding persona."""
-    names = {name: persona for name, persona in tower.personas.items() if "embed" in name or persona.prefix is not None}
-
-    def pick(word: str) -> str | None:
-        return next((name for name in names if word in f"{name} {names[name].prefix or ''}".lower()), None)
-
-    document = tower.stores.document_persona or pick("document") or pick("passage") or next(iter(names), None)
-    if document is None or document not in tower.personas:
-        return None
-    query = tower.stores.query_persona or pick("query") or document
-    model = tower.engines[tower.personas[document].engine].model
-    return Personas(document, query, tower.stores.rerank_persona, model)
 
 
 def settings_of(tower: Tower, data_dir: Path, gateway: str, key: str, secret: str, personas: Personas) -> Settings:

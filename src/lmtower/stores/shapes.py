@@ -113,6 +113,7 @@ def hit(one: Hit) -> Json:
         "scores": {
             "similarity": round(one.found.similarity, 6),
             "words": round(one.found.words, 6),
+            "standout": None if one.standout is None else round(one.standout, 3),
             "rerank": one.rerank_score,
         },
     }

@@ -24,6 +24,8 @@ from lancedb.query import LanceVectorQueryBuilder
 EXACT_ROWS = 20_000
 PROBES = 24
 REFINE = 5
+SAMPLE_ROWS = 256
+SAMPLE_FROM_ROWS = 64
 _COLUMNS = ("entry", "number", "text", "lead", "page", "heading", "start", "end", "vector")
 Floats = npt.NDArray[np.float32]
 
@@ -75,6 +77,7 @@ class Vectors:
         interval = timedelta(seconds=5) if "://" in uri else None
         self._database = lancedb.connect(uri, read_consistency_interval=interval)
         self._tables: dict[str, lancedb.table.Table] = {}
+        self._samples: dict[str, tuple[int, Floats]] = {}
         self._lock = threading.Lock()
 
     def add(self, name: str, rows: Sequence[Row]) -> None:
@@ -96,6 +99,7 @@ class Vectors:
     def drop(self, name: str) -> None:
         with self._lock:
             self._tables.pop(name, None)
+            self._samples.pop(name, None)
             try:
                 self._database.drop_table(name)
             except (FileNotFoundError, ValueError):
@@ -122,6 +126,23 @@ class Vectors:
         found = table.search().where(f"entry = {entry}").select(["number", "text", "lead"]).limit(None).to_arrow()
         rows = sorted(found.to_pylist(), key=lambda row: row["number"])
         return [row["text"][row["lead"] :] for row in rows]
+
+    def sample(self, name: str) -> Floats | None:
+        """Unit vectors of some chunks, the same ones while the table keeps about its size. None for a small table."""
+        table = self._open(name)
+        rows = 0 if table is None else int(table.count_rows())
+        if table is None or rows < SAMPLE_FROM_ROWS:
+            return None
+        with self._lock:
+            kept = self._samples.get(name)
+        if kept is not None and rows / 2 < kept[0] < rows * 2:
+            return kept[1]
+        offsets = np.random.default_rng(rows).choice(rows, min(rows, SAMPLE_ROWS), replace=False)
+        vectors = _matrix(table.take_offsets(sorted(offsets.tolist())).select(["vector"]).to_arrow()).copy()
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        with self._lock:
+            self._samples[name] = (rows, vectors)
+        return vectors
 
     def by_vector(self, name: str, query: Floats, limit: int, entries: Sequence[int] | None = None) -> list[Found]:
         """Nearest first. ``entries`` restricts the search to these files before it starts."""

@@ -24,7 +24,7 @@ _DEFINITION = re.compile(
     r"^([ \t]*)"
     r"(?:(?:export|default|public|private|protected|static|abstract|final|async|pub(?:\([a-z]+\))?|unsafe)\s+)*"
     r"(?:def|class|fn|func|function|struct|enum|trait|impl|interface|type|namespace)\s+"
-    r"(?:\([^)]*\)\s*)?([A-Za-z_$][\w$:<>]*)"
+    r"(?:\([^)]*\)\s*)?([A-Za-z_$][\w$]*(?:::\w+)*)"
 )
 _GRAMMARS = {
     "tsx": ("tree_sitter_typescript", "language_tsx"),

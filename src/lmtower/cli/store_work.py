@@ -1,0 +1,202 @@
+"""What the ``store`` commands do: connect, upload with a progress bar, print hits, ask a persona."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from lmtower.cli.globals import Globals
+from lmtower.cli.output import print_json
+from lmtower.config import parse_listen
+from lmtower.errors import Refused, StoreError
+from lmtower.stores import citations, internal
+from lmtower.stores.client import StoreClient
+from lmtower.stores.folder import Difference, Local, compare, files_under, local
+
+Json = dict[str, Any]
+OPERATOR = "lmtower:operator"
+BATCH_FILES = 500
+POLL_SECONDS = 0.25
+# chance brings a chunk this near to a question in about one of a thousand cases
+RELEVANT = 3.0
+
+
+def connect(options: Globals, url: str | None, key: str | None) -> StoreClient:
+    """The service of this tower as its operator, or a gateway elsewhere as one of its clients."""
+    if url:
+        if not key:
+            raise Refused("--url needs --key (or LMTOWER_KEY).")
+        return StoreClient(url.rstrip("/").removesuffix("/v1"), {"authorization": f"Bearer {key}"})
+    secret = options.data_dir / "internal.key"
+    if not secret.exists():
+        raise StoreError(f"no tower with stores runs on {options.data_dir}: start it with lmtower up.")
+    headers = {"x-lmtower-internal": secret.read_text().strip(), "x-lmtower-client": OPERATOR}
+    return StoreClient(_url(options.load().tower.stores.listen), headers)
+
+
+def _url(listen: str) -> str:
+    host, port = parse_listen(listen)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+# -- adding
+
+
+def ingest(options: Globals, client: StoreClient, store: Json, paths: Sequence[Path], *, remove: bool) -> None:
+    """Upload what is new or changed; with ``remove``, take out what is no longer there."""
+    entries = list(client.pages(f"/v1/vector_stores/{store['id']}/files"))
+    difference = compare(local(files_under(paths)), entries)
+    uploaded = {file.name for file in difference.upload}
+    paths_of = {entry["id"]: (entry.get("attributes") or {}).get("path") for entry in entries}
+    # without `remove`, only an older version of a file that is uploaded now has to go
+    stale = [one for one in difference.stale if remove or paths_of[one] in uploaded]
+    _upload(client, store, difference.upload, quiet=options.json)
+    for file_id in stale:
+        client.call("DELETE", f"/v1/files/{file_id}")
+    follow(options, client, store, difference, removed=len(stale))
+
+
+def _upload(client: StoreClient, store: Json, files: Sequence[Local], *, quiet: bool) -> None:
+    with _bar(quiet) as bar, ThreadPoolExecutor(4) as pool:
+        task = bar.add_task("upload", total=len(files), detail="")
+        for start in range(0, len(files), BATCH_FILES):
+            items = []
+            for item in pool.map(lambda file: _upload_one(client, file), files[start : start + BATCH_FILES]):
+                items.append(item)
+                bar.advance(task)
+            client.attach(store["id"], items)
+
+
+def _upload_one(client: StoreClient, file: Local) -> Json:
+    uploaded = client.upload(file.path, file.name)
+    return {"file_id": uploaded["id"], "attributes": {"path": file.name[:512], "sha256": file.sha256}}
+
+
+def follow(
+    options: Globals, client: StoreClient, store: Json, difference: Difference | None = None, removed: int = 0
+) -> None:
+    """Show the work until it is done, then what came of it."""
+    path = f"/v1/vector_stores/{store['id']}"
+    with _bar(options.json) as bar:
+        task = bar.add_task("embed", total=None, detail="")
+        started = time.monotonic()
+        while True:
+            now = client.call("GET", f"{path}/progress")
+            speed = now["tokens"] * now["chunks_done"] / max(1, now["chunks"]) / (time.monotonic() - started + 0.01)
+            detail = f"{now['chunks_done']}/{now['chunks']} chunks  {speed:,.0f} tokens/s  {now['trouble']}"
+            bar.update(task, total=now["files"], completed=now["files_done"], detail=detail)
+            if now["files_done"] == now["files"]:
+                break
+            time.sleep(POLL_SECONDS)
+    _report(options, client, client.call("GET", path), difference, removed)
+
+
+def _report(options: Globals, client: StoreClient, store: Json, difference: Difference | None, removed: int) -> None:
+    failed = list(client.pages(f"/v1/vector_stores/{store['id']}/files", filter="failed"))
+    if options.json:
+        print_json({"store": store, "failed": failed, "removed": removed})
+        return
+    counts = store["file_counts"]
+    parts = [f"{counts['completed']} files, {store['usage_bytes'] / 1e6:.1f} MB"]
+    if difference is not None:
+        parts.append(f"{len(difference.upload)} added, {difference.same} unchanged, {removed} removed")
+    print(f"{store['name'] or store['id']}: {'; '.join(parts)}.")
+    for entry in failed:
+        name = (entry.get("attributes") or {}).get("path") or entry["id"]
+        print(f"  failed: {name}: {entry['last_error']['message']}", file=sys.stderr)
+
+
+def _bar(quiet: bool) -> Progress:
+    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TextColumn("files"))
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[detail]}"), console=console, disable=hidden)
+
+
+# -- asking
+
+
+def show_hits(hits: Sequence[Json], question: str) -> None:
+    console = Console(highlight=False)
+    words = [re.escape(word) for word in re.findall(r"\w{3,}", question)]
+    for number, hit in enumerate(hits, start=1):
+        scores = hit["scores"]
+        line = f"score {hit['score']:.3f}  similarity {scores['similarity']:.3f}  words {scores['words']:.2f}"
+        console.print(Text.assemble((f"{number}. {citations.source(hit)}", "bold"), f"  {line}"))
+        text = Text(hit["content"][0]["text"][:600])
+        if words:
+            text.highlight_regex(re.compile(rf"(?i)\b(?:{'|'.join(words)})\w*").pattern, "bold yellow")
+        console.print(text, "")
+    if not hits:
+        console.print("Nothing found.")
+
+
+def relevant(hits: Sequence[Json]) -> list[Json]:
+    """Hits that stand out from what any question brings up in this store."""
+    return [hit for hit in hits if (standout := hit["scores"].get("standout")) is None or standout >= RELEVANT]
+
+
+def answer(
+    options: Globals, hits: Sequence[Json], question: str, store: str, persona: str, url: str | None, key: str | None
+) -> None:
+    """Stream the persona's answer from the passages, then list the passages that it cited."""
+    shown = relevant(hits)
+    if not shown:
+        if options.json:
+            print_json({"answer": None, "citations": []})
+        else:
+            print(f"Nothing about this was found in store {store!r}.")
+        return
+    base = (url or _url(options.load().tower.gateway.listen)).rstrip("/").removesuffix("/v1")
+    token = key or internal.read_or_create(options.data_dir)
+    text = ""
+    for piece in _stream(base, token, persona, f"{citations.passages(shown)}\n\nQuestion: {question}"):
+        text += piece
+        if not options.json:
+            print(piece, end="", flush=True)
+    cited = sorted({hit for hit, _, _ in citations.marks(text, shown)})
+    if options.json:
+        print_json({"answer": text, "citations": [shown[hit] | {"number": hit + 1} for hit in cited]})
+        return
+    print("\n")
+    for hit in cited or range(len(shown)):
+        print(f"[{hit + 1}] {citations.source(shown[hit])}")
+
+
+def _stream(base: str, token: str, persona: str, prompt: str) -> Iterator[str]:
+    body = {"model": persona, "stream": True, "messages": [{"role": "user", "content": prompt}]}
+    headers = {"authorization": f"Bearer {token}"}
+    try:
+        with (
+            httpx.Client(timeout=httpx.Timeout(1200, connect=5), trust_env=False) as client,
+            client.stream("POST", f"{base}/v1/chat/completions", json=body, headers=headers) as response,
+        ):
+            if not response.is_success:
+                raise StoreError(f"persona {persona!r}: HTTP {response.status_code}: {response.read().decode()[:500]}")
+            yield from _deltas(response.iter_lines())
+    except httpx.HTTPError as exc:
+        raise StoreError(f"no gateway answers at {base}: is the tower running?") from exc
+
+
+def _deltas(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            continue
+        event = json.loads(data)
+        if "error" in event:
+            raise StoreError(str(event["error"].get("message", event["error"])))
+        for choice in event.get("choices", ()):
+            yield choice.get("delta", {}).get("content") or ""

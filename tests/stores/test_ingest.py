@@ -1,0 +1,155 @@
+"""Ingestion through the API: deduplication, refused texts, engines that are away, changed models, expiry, reranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lmtower.stores.launch import Personas
+from lmtower.stores.vectors import table_name
+from tests.stores.conftest import Running
+
+
+def names(running: Running, store_id: str, query: str, client: str = "ada") -> list[str]:
+    with running.http(client) as http:
+        reply = http.post(f"/v1/vector_stores/{store_id}/search", json={"query": query}).raise_for_status()
+        return [hit["filename"] for hit in reply.json()["data"]]
+
+
+def documents(running: Running) -> list[str]:
+    return [text for text in running.gateway.texts if "lmtower asks" not in text]
+
+
+def test_the_same_text_is_embedded_once_in_a_store(running: Running) -> None:
+    """Equal files are two files, but one embedding; a search shows the passage once."""
+    store = running.put({"a.txt": "Whales sing.", "b.txt": "Whales sing.", "c.txt": "Cats purr."})
+    assert sorted(documents(running)) == ["Cats purr.", "Whales sing."]
+    assert names(running, store.id, "whales").count("a.txt") + names(running, store.id, "whales").count("b.txt") == 1
+    client = running.openai()
+    client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id, file=("d.txt", b"Cats purr."), poll_interval_ms=50
+    )
+    assert sorted(documents(running))[:2] == ["Cats purr.", "Whales sing."]
+    assert documents(running).count("Cats purr.") == 1
+    client.close()
+
+
+def test_documents_go_in_the_batch_lane_and_questions_do_not(running: Running) -> None:
+    """Personas, lane and client of every embedding request are right."""
+    store = running.put({"a.txt": "Whales sing."})
+    names(running, store.id, "whales")
+    seen = {(body["model"], headers["x-lmtower-lane"]) for _, headers, body in running.gateway.requests}
+    assert seen == {("embed-document", "batch"), ("embed-query", "interactive")}
+    owners = {headers.get("x-lmtower-on-behalf-of") for _, headers, _ in running.gateway.requests}
+    assert owners == {"ada", None}
+
+
+def test_a_text_that_the_engine_refuses_fails_its_file_alone(running: Running) -> None:
+    """One refused text in a batch of many costs its own file only, with the engine's reason."""
+    running.gateway.refuse = "POISON"
+    client = running.openai()
+    store = client.vector_stores.create(name="s")
+    files = [(f"{i}.txt", f"Text number {i} {'POISON' if i == 5 else ''}".encode()) for i in range(9)]
+    batch = client.vector_stores.file_batches.upload_and_poll(store.id, files=files, poll_interval_ms=50)
+    assert (batch.file_counts.completed, batch.file_counts.failed) == (8, 1)
+    failed = client.vector_stores.files.list(store.id, filter="failed").data[0]
+    assert failed.last_error is not None
+    assert "this text is too long" in failed.last_error.message
+    client.close()
+
+
+def test_search_while_the_engine_is_away_is_503_with_a_time(running: Running) -> None:
+    """An engine that is away is told as such, and the search works again when it is back."""
+    store = running.put({"a.txt": "Whales sing."})
+    running.gateway.away = True
+    with running.http("ada") as http:
+        reply = http.post(f"/v1/vector_stores/{store.id}/search", json={"query": "whales"})
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        assert reply.json()["error"]["code"] == "embedding_unavailable"
+    running.gateway.away = False
+    assert names(running, store.id, "whales") == ["a.txt"]
+
+
+def test_a_changed_model_is_refused_until_rebuild(launch: Callable[..., Running]) -> None:
+    """Vectors of two models are never mixed: search and new files are refused with the command that mends it."""
+    running = launch()
+    store = running.put({"a.txt": "Whales sing.", "b.txt": "Cats purr."})
+    old = table_name(store.id, 1)
+    running.gateway.salt = "another model"
+    running.service.pipeline._probe = None
+    with running.http("ada") as http:
+        refused = http.post(f"/v1/vector_stores/{store.id}/search", json={"query": "whales"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "embedding_model_changed")
+        assert "lmtower store rebuild store" in refused.json()["error"]["message"]
+        http.post(f"/v1/vector_stores/{store.id}/rebuild").raise_for_status()
+        assert running.wait(store.id)["file_counts"]["completed"] == 2
+    assert names(running, store.id, "whales")[0] == "a.txt"
+    assert (running.service.vectors.count(table_name(store.id, 2)), running.service.vectors.count(old)) == (2, 0)
+
+
+def test_expired_store_is_emptied_and_says_so(running: Running) -> None:
+    """After its days without use a store is expired, cannot be searched, and its vectors are gone."""
+    store = running.put({"a.txt": "Whales sing."}, expires_after={"anchor": "last_active_at", "days": 2})
+    running.clock[0] = 86400 * 2 + 5
+    with running.http("ada") as http:
+        assert http.get(f"/v1/vector_stores/{store.id}").json()["status"] == "expired"
+        reply = http.post(f"/v1/vector_stores/{store.id}/search", json={"query": "whales"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "expired")
+    assert running.service.catalogue.sweep() == []
+    running.service.pipeline._bury()
+    assert running.service.vectors.count(table_name(store.id, 1)) == 0
+
+
+def test_expired_file_is_deleted_everywhere(running: Running, tmp_path: Path) -> None:
+    """A file with a lifetime leaves stores and disk when it is over."""
+    with running.http("ada") as http:
+        form = {"purpose": "assistants", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+        file = http.post("/v1/files", files={"file": ("a.txt", b"Whales sing.")}, data=form).json()
+        store = http.post("/v1/vector_stores", json={"name": "s", "file_ids": [file["id"]]}).json()
+        running.wait(store["id"])
+        running.clock[0] = 3700
+        assert http.get(f"/v1/files/{file['id']}").status_code == 404
+        assert running.service.catalogue.sweep() == [file["sha256"]]
+        assert http.get(f"/v1/vector_stores/{store['id']}").json()["file_counts"]["total"] == 0
+
+
+def test_rerank_persona_decides_the_order(launch: Callable[..., Running]) -> None:
+    """With a rerank persona its order counts, and a client may switch it off."""
+    running = launch(personas=Personas("embed-document", "embed-query", "rerank", "test/model"))
+    store = running.put({"long.txt": "whales " * 5 + "sing songs in the deep sea", "short.txt": "whales"})
+    with running.http("ada") as http:
+        path = f"/v1/vector_stores/{store.id}/search"
+        hits = http.post(path, json={"query": "whales sing songs in the deep sea"}).json()["data"]
+        assert [hit["filename"] for hit in hits] == ["short.txt", "long.txt"]
+        assert round(hits[0]["scores"]["rerank"], 6) == hits[0]["score"]
+        options = {"ranker": "none"}
+        plain = http.post(path, json={"query": "whales sing songs in the deep sea", "ranking_options": options}).json()
+        assert [hit["filename"] for hit in plain["data"]] == ["long.txt", "short.txt"]
+
+
+def test_a_bucket_uri_keeps_vectors_and_contents_there(launch: Callable[..., Running], tmp_path: Path) -> None:
+    """With a URI instead of a folder, vectors and file contents both go there."""
+    running = launch(uri=f"file://{tmp_path / 'bucket'}")
+    store = running.put({"a.txt": "Whales sing."})
+    assert names(running, store.id, "whales") == ["a.txt"]
+    client = running.openai()
+    file = client.files.list().data[0]
+    assert client.files.content(file.id).read() == b"Whales sing."
+    assert client.files.delete(file.id).deleted
+    client.close()
+    assert not [path for path in (tmp_path / "bucket" / "files").rglob("*") if path.is_file()]
+
+
+def test_metrics_say_what_was_done(running: Running) -> None:
+    """Files by stage, embedded texts, searches and the lag of the loop are there to be scraped."""
+    store = running.put({"a.txt": "Whales sing."})
+    names(running, store.id, "whales")
+    with running.http() as http:
+        text = http.get("/metrics").text
+    for line in (
+        'lmtower_store_files{stage="done"} 1',
+        "lmtower_store_texts_embedded_total 1",
+        "lmtower_store_searches_total 1",
+    ):
+        assert line in text
+    assert "lmtower_store_loop_lag_worst_seconds" in text
