@@ -1,0 +1,165 @@
+"""The gateway beside its neighbours: every contestant does the same work, interleaved, and the work is checked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from benchmarks import bodies, native, report
+from benchmarks.contestants import EVERYBODY, Contestant, recorded
+from benchmarks.native import Mock
+from benchmarks.place import LOAD_CORE, MOCK_PORT, RESULTS, WORK
+from benchmarks.processes import BenchError, Process
+from benchmarks.workloads import CURVES, WORKLOADS, Numbers, Running, body_of
+
+# contestant -> workload -> the numbers of each run
+Table = dict[str, dict[str, list[Numbers]]]
+
+
+def answers(contestant: Contestant, request: bytes) -> bool:
+    """Whether it answers one request with 200 now."""
+    try:
+        with socket.create_connection(("127.0.0.1", contestant.port), timeout=5) as client:
+            client.sendall(request)
+            return client.recv(64).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def start(contestant: Contestant, mock: Mock, seconds: float) -> tuple[Running, Numbers]:
+    """Start it and wait for its first answer. The numbers: cold start and idle memory."""
+    run = Running(contestant, None, mock, seconds)
+    request = run.request("small").read_bytes()
+    run.process = process = contestant.start()
+    if process is None:
+        return run, {}
+    while not answers(contestant, request):
+        if not process.alive or time.monotonic() - process.began > 120:
+            raise BenchError(f"{contestant.name} does not answer:\n{process.tail()}")
+        time.sleep(0.002)
+    cold = time.monotonic() - process.began
+    process.settle()
+    return run, {"cold": cold, "idle_mb": process.rss_bytes() / 1e6}
+
+
+def one_round(contestant: Contestant, mock: Mock, given: argparse.Namespace, table: Table, notes: set[str]) -> None:
+    """All workloads on one contestant, started afresh."""
+    before = recorded() if contestant.merges else {}
+    came = mock.stats()["requests"]
+    run, first = start(contestant, mock, given.seconds)
+    try:
+        numbers = table[contestant.name]
+        for name in given.only or WORKLOADS:
+            if name not in WORKLOADS:
+                continue
+            print(f"  {contestant.name:14} {name:18}", end="", flush=True)
+            try:
+                found = WORKLOADS[name](run)
+            except BenchError as error:
+                print(f"FAILED: {error}", flush=True)
+                notes.add(str(error))
+                continue
+            numbers[name].append(found)
+            print("  ".join(f"{key}={value:.4g}" for key, value in found.items()), flush=True)
+        for kind in ("small", "agent", "image"):
+            answers(contestant, run.request(kind).read_bytes())
+            for changed in run.compare_body(kind):
+                notes.add(f"{contestant.name} changes the {changed} of the {kind} body")
+        if run.process:
+            run.process.settle()
+            numbers["life"].append(first | {"loaded_mb": run.process.rss_bytes() / 1e6})
+    finally:
+        if run.process:
+            run.process.stop()
+    if contestant.merges:
+        check_usage(run, before, mock.stats()["requests"] - came)
+
+
+def curves(contestant: Contestant, mock: Mock, given: argparse.Namespace, table: Table, notes: set[str]) -> None:
+    """How the cost grows with bytes, streams and clients."""
+    run, _ = start(contestant, mock, given.seconds)
+    try:
+        for name, points in CURVES.items():
+            for size, workload in points.items():
+                try:
+                    table[contestant.name][f"curve-{name}-{size}"].append(workload(run))
+                except BenchError as error:
+                    notes.add(str(error))
+            print(f"  {contestant.name:14} curve over {name}", flush=True)
+    finally:
+        if run.process:
+            run.process.stop()
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short run of each; for a look, not for RESULTS.md")
+    parser.add_argument("--runs", type=int, help="interleaved runs (default 3; quick 1)")
+    parser.add_argument("--seconds", type=float, help="of each measurement (default 4; quick 1)")
+    parser.add_argument("--only", action="append", help=f"one of {', '.join(WORKLOADS)}, curves; may be repeated")
+    parser.add_argument("--contestants", default=",".join(EVERYBODY), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--output", default=str(RESULTS), help="where the tables are written (default: RESULTS.md)")
+    given = parser.parse_args(argv)
+    given.runs = given.runs or (1 if given.quick else 3)
+    given.seconds = given.seconds or (1.0 if given.quick else 4.0)
+    given.names = given.contestants.split(",")
+    for name in [*given.names, *(given.only or [])]:
+        if name not in EVERYBODY and name not in WORKLOADS and name != "curves":
+            parser.error(f"unknown name {name!r}")
+    return given
+
+
+def run(argv: Sequence[str]) -> int:
+    given = parse(argv)
+    WORK.mkdir(exist_ok=True)
+    native.build()
+    os.sched_setaffinity(0, {LOAD_CORE})
+    contestants = [EVERYBODY[name]() for name in given.names]
+    table: Table = defaultdict(lambda: defaultdict(list))
+    notes: set[str] = set()
+    mock = Mock((bodies.SYSTEM_MARK, bodies.PARAMETER_MARK, bodies.END_MARK))
+    try:
+        wait_for_port(mock.process)
+        for kind in ("small", "stream", "agent", "image"):
+            body_of(kind)
+        for number in range(given.runs):
+            print(f"run {number + 1} of {given.runs}", flush=True)
+            for contestant in contestants:
+                one_round(contestant, mock, given, table, notes)
+        if not given.only or "curves" in given.only:
+            for contestant in contestants:
+                if contestant.name in ("nginx", "vllm-router", "lmtower"):
+                    curves(contestant, mock, given, table, notes)
+    finally:
+        mock.process.stop()
+    text = report.render(table, contestants, notes, given)
+    print("\n" + text)
+    if not given.quick and not given.only:
+        with open(given.output, "w") as out:
+            out.write(text)
+    return 0
+
+
+def check_usage(run: Running, before: dict[str, int], came: int) -> None:
+    """Every answer that a client got, and every request that reached the engine, has its record."""
+    after = recorded()
+    ok = after.get("ok", 0) - before.get("ok", 0)
+    total = sum(after.values()) - sum(before.values())
+    if ok < run.good or total < came:
+        run.complain("usage", f"{ok} records for {run.good} answers, {total} for {came} requests to the engine")
+
+
+def wait_for_port(process: Process) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", MOCK_PORT), timeout=1).close()
+        except OSError:
+            if not process.alive:
+                raise BenchError(f"the mock engine does not run: {process.tail()}") from None
+            time.sleep(0.01)
+        else:
+            return
