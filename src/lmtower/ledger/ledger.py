@@ -34,8 +34,8 @@ RETRY_SECONDS = 5.0
 class Ledger:
     """Keys, limits and usage of one tower process."""
 
-    def __init__(self, data_dir: Path, database: Database) -> None:
-        self.limits = LocalLimits()
+    def __init__(self, data_dir: Path, database: Database, limits: LocalLimits) -> None:
+        self.limits = limits
         self.sql_errors = 0
         """Failed rounds of background SQL work since the start."""
         self.torn_records = 0
@@ -57,13 +57,13 @@ class Ledger:
         self._log = structlog.get_logger()
 
     @classmethod
-    def open(cls, data_dir: Path, url: str | None = None) -> Ledger:
-        """The ledger in ``data_dir``, keys loaded. ``url`` is the tower file's ``database``. Raises LedgerError."""
+    def open(cls, data_dir: Path, url: str | None = None, redis: str | None = None) -> Ledger:
+        """The ledger in ``data_dir``, keys loaded. ``url`` and ``redis`` are the tower file's. Raises LedgerError."""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise LedgerError(f"cannot make the data folder {str(data_dir)!r}: {exc.strerror}") from exc
-        ledger = cls(data_dir, Database(url, data_dir))
+        ledger = cls(data_dir, Database(url, data_dir), _limits(redis))
         if ledger._database.exists():  # a new SQLite file has no keys; it is made when something needs it
             ledger._prepare()
             ledger._keys.refresh(ledger._database)
@@ -132,6 +132,7 @@ class Ledger:
     async def start(self) -> None:
         """Begin to follow key changes and to drain the journal."""
         self._stopping.clear()
+        await self.limits.start()
         self._tasks = [
             asyncio.create_task(self._repeat(self._follow_keys, KEY_POLL_SECONDS, "keys_not_read"), name="ledger-keys"),
             asyncio.create_task(
@@ -146,6 +147,7 @@ class Ledger:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        await self.limits.close()
         await asyncio.to_thread(self.shut)
 
     def shut(self) -> None:
@@ -244,3 +246,11 @@ class Ledger:
         client = keys.revoke(self._database, id_or_name)
         self._keys.refresh(self._database)
         return client
+
+
+def _limits(redis: str | None) -> LocalLimits:
+    if redis is None:
+        return LocalLimits()
+    from lmtower.ledger.shared import SharedLimits
+
+    return SharedLimits(redis)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from lmtower.config.types import Limits, Price
 from lmtower.ledger.accounts import Account, LimitRefusal, cost_of, is_unlimited
@@ -23,7 +24,7 @@ _MAX_SEEN = 20_000
 class Reservation:
     """Room held for one request. Give it to ``settle`` (it ran) or ``release`` (it did not), exactly once."""
 
-    __slots__ = ("accounts", "cost", "done", "entries", "images", "money", "price", "retry", "seen", "shared", "tokens")
+    __slots__ = ("accounts", "cost", "done", "entries", "images", "money", "price", "retry", "seen", "tokens")
 
     def __init__(
         self, accounts: tuple[Account, ...], price: Price | None, tokens: int, images: int, money: float, retry: bool
@@ -39,12 +40,13 @@ class Reservation:
         self.done = False
         self.entries: tuple[Entry | None, ...] = ()
         self.seen: tuple[str, str] | None = None
-        self.shared = ""
-        """Id of the reservation in Redis, if it is there too."""
 
 
 class LocalLimits:
     """Limits counted in this process. ``default`` applies to keys without limits of their own."""
+
+    shared = False
+    """Whether this is ``SharedLimits``, whose ``reserve_shared`` is to be awaited instead of calling ``reserve``."""
 
     def __init__(self) -> None:
         self.default: Limits = Limits()
@@ -53,6 +55,12 @@ class LocalLimits:
         self._keys: dict[str, Account] = {}
         self._personas: dict[str, Account] = {}
         self._seen: dict[tuple[str, str], list[float]] = {}
+
+    async def start(self) -> None:
+        """Nothing: this process is ready."""
+
+    async def close(self) -> None:
+        """Nothing."""
 
     def reserve(
         self,
@@ -82,19 +90,29 @@ class LocalLimits:
             reservation = Reservation((), price, 0, 0, 0.0, is_retry)
         else:
             requests = 0 if is_retry else 1
-            money = 0.0 if price is None else _dearest(price, tokens_estimate, output_estimate, images)
+            money = 0.0 if price is None else dearest(price, tokens_estimate, output_estimate, images)
             for account in accounts:
                 refusal = account.refuse(now, requests, tokens_estimate, images, money)
                 if refusal is not None:
-                    return LimitRefusal(
-                        refusal.reason, refusal.scope, refusal.message, refusal.retry_after, refusal.hard, accounts
-                    )
-            reservation = Reservation(accounts, price, tokens_estimate, images, money, is_retry)
-            reservation.entries = tuple(
-                [account.hold(now, requests, tokens_estimate, images, money) for account in accounts]
-            )
+                    return replace(refusal, accounts=accounts)
+            reservation = self._hold(accounts, price, tokens_estimate, images, money, is_retry, now)
         if fingerprint:
             reservation.seen = self._remember((client.id, fingerprint), now, is_retry)
+        return reservation
+
+    def _hold(
+        self,
+        accounts: tuple[Account, ...],
+        price: Price | None,
+        tokens: int,
+        images: int,
+        money: float,
+        is_retry: bool,
+        now: float,
+    ) -> Reservation:
+        reservation = Reservation(accounts, price, tokens, images, money, is_retry)
+        requests = 0 if is_retry else 1
+        reservation.entries = tuple([account.hold(now, requests, tokens, images, money) for account in accounts])
         return reservation
 
     def settle(
@@ -131,6 +149,26 @@ class LocalLimits:
                 account.requests_minute.take_back(entry, 1)
         if reservation.seen is not None:
             self._seen.pop(reservation.seen, None)
+
+    async def reserve_shared(
+        self,
+        client: Client,
+        persona_name: str,
+        persona_limits: Limits | None,
+        price: Price | None,
+        tokens_estimate: int,
+        images: int = 0,
+        now: float | None = None,
+        *,
+        output_estimate: int | None = None,
+        retry: bool = False,
+        fingerprint: str = "",
+    ) -> Reservation | LimitRefusal:
+        """``reserve``; for callers that do not care where limits are counted."""
+        return self.reserve(
+            client, persona_name, persona_limits, price, tokens_estimate, images, now,
+            output_estimate=output_estimate, retry=retry, fingerprint=fingerprint,
+        )  # fmt: skip
 
     def headers(
         self, held: Reservation | LimitRefusal, dialect: Dialect = "openai", now: float | None = None
@@ -174,7 +212,8 @@ class LocalLimits:
         return key
 
 
-def _dearest(price: Price, tokens: int, output: int | None, images: int) -> float:
+def dearest(price: Price, tokens: int, output: int | None, images: int) -> float:
+    """The most that a request with these estimates can cost."""
     if output is None:
         return tokens * max(price.input, price.output, price.cached or 0.0) / 1e6 + images * price.image
     return cost_of(price, tokens - output, 0, output, images)

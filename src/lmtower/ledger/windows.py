@@ -9,6 +9,7 @@ burst is remembered up to 0.1 s of a minute (2.4 min of a day) too long, the gai
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from math import inf
 
 MINUTE = 60.0
@@ -75,6 +76,10 @@ class SlidingWindow:
             if amount <= 1e-9:
                 return max(0.0, entry.last + self.seconds - now)
         return inf
+
+    def entries(self) -> Iterator[tuple[float, float]]:
+        """(last, amount) of what is remembered, oldest first."""
+        return ((entry.last, entry.amount) for entry in self._entries)
 
     def reset(self, now: float) -> float:
         """Seconds until nothing of what was used counts any more."""
