@@ -171,7 +171,7 @@ class Engine(Section):
     env: dict[str, str] = Field(default_factory=dict, description="Further environment variables of the engine.")
     mounts: tuple[str, ...] = Field(
         default=(),
-        description="Further folders of the node that a container sees (adapters, certificates), as `/source:/target[:ro]`.",
+        description="Further folders of the node that a container sees (adapters, ...), as `/source:/target[:ro]`.",
     )
     slots: Count | None = Field(
         default=None, description="Requests that the gateway sends at once. Default: `sequences`."

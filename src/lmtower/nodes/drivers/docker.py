@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmtower.engines.failures import recognise
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TIMEOUT_SECONDS = 60
+_LOOK_SECONDS = 0.5
 _LOG_OPTIONS = {"max-size": "50m", "max-file": "3"}
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -74,16 +76,26 @@ class DockerDriver:
         return await self._ask(act)
 
     async def follow(self, name: str, lines: int = 200) -> AsyncIterator[str]:
-        """Lines as they come, until the container ends."""
-        stream = await self._ask(lambda client: client.containers.get(name).logs(stream=True, follow=True, tail=lines))
-        rest = b""
-        try:
-            while (chunk := await asyncio.to_thread(_next, stream)) is not None:
-                *whole, rest = (rest + chunk).split(b"\n")
-                for raw in whole:
-                    yield raw.decode("utf-8", "replace")
-        finally:
-            stream.close()
+        """Lines as they come, until the container ends. Asked for again and again: a stream over ssh cannot be left."""
+        seen = ""
+        while True:
+            since = seen
+
+            def act(client: DockerClient, since: str = since) -> tuple[str, bool]:
+                container = client.containers.get(name)
+                tail: dict[str, Any] = {"since": _unix_time(since)} if since else {"tail": lines}
+                raw: bytes = container.logs(timestamps=True, **tail)
+                return raw.decode("utf-8", "replace"), bool(container.attrs["State"].get("Running"))
+
+            text, running = await self._ask(act)
+            for row in text.splitlines():
+                stamp, _, line = row.partition(" ")
+                if stamp > seen:
+                    seen = stamp
+                    yield line
+            if not running:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def pull(self, spec: LaunchSpec, report: Report) -> None:
         """Fetch the image with progress. Raises EngineError that says whether it is missing or the disk is full."""
@@ -229,8 +241,9 @@ def container_options(spec: LaunchSpec) -> dict[str, Any]:
     return options
 
 
-def _next(stream: Iterator[bytes]) -> bytes | None:
-    return next(stream, None)
+def _unix_time(stamp: str) -> int:
+    """The second of a timestamp of Docker's (RFC 3339 with nanoseconds); what was seen of it is skipped."""
+    return int(datetime.fromisoformat(stamp[:19] + "+00:00").timestamp())
 
 
 def _split(image: str) -> tuple[str, str]:
