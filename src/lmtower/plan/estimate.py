@@ -1,4 +1,4 @@
-"""One engine, estimated: weights, cache geometry and overhead of a model under given flags, before any context is chosen."""
+"""One engine, estimated before any context is chosen: weights, cache geometry and overhead under given flags."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Estimate:
         return self.cache.bytes_per_block > 0 and self.cache.blocks_per_request(1) > 0
 
     def pool_bytes(self, context: int, sequences: int) -> int:
-        """Cache that ``sequences`` requests of ``context`` tokens need: with vLLM's null block, and 10 % of room for one.
+        """Cache that ``sequences`` requests of ``context`` tokens need, with vLLM's null block and room for 1.1 at least.
 
         A pool about 1 % above one request hung with align and speculative decoding (field report).
         """

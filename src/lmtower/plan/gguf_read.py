@@ -1,13 +1,13 @@
-"""GGUF metadata -> ``GgufModel``, with the ``gguf`` package. Tensor data is mapped, never read."""
+"""GGUF metadata -> ``GgufModel``."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lmtower.errors import PlanError
+from lmtower.plan.gguf_file import GgufHead, GgufTensor, read_head
 from lmtower.plan.gguf_shape import GgufLayer, GgufModel
 
 _ENCODERS = ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "modern-bert")
@@ -16,21 +16,17 @@ _ENCODERS = ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "modern-ber
 def read_gguf(path: Path) -> GgufModel:
     """Shape and sizes of a GGUF file (the first of a split one counts all its parts). Raises PlanError."""
     try:
-        from gguf import GGUFReader
+        import gguf  # noqa: F401 - sizes of the quantisation types
     except ImportError as error:
         raise PlanError("GGUF models need the 'gguf' extra: pip install 'lmtower[gguf]'", field="model") from error
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError, struct.error, OverflowError) as error:
-        raise PlanError(f"{path.name}: not a readable GGUF file ({error})", field="model") from error
-    return _Metadata(reader, path).model()
+    return _Metadata(read_head(path), path).model()
 
 
 class _Metadata:
-    """Typed access to a reader's fields, whose names start with the architecture."""
+    """Typed access to a file's values, whose names start with the architecture."""
 
-    def __init__(self, reader: Any, path: Path) -> None:
-        self._reader = reader
+    def __init__(self, head: GgufHead, path: Path) -> None:
+        self._head = head
         self._path = path
         self._architecture = str(self._value("general.architecture") or "")
         if not self._architecture:
@@ -40,7 +36,7 @@ class _Metadata:
         """Everything the planner needs."""
         hidden = self._whole("embedding_length")
         count = self._whole("block_count", most=2000)
-        tensors = list(self._reader.tensors)
+        tensors = self._head.tensors
         return GgufModel(
             architecture=self._architecture,
             name=str(self._value("general.name") or self._path.name),
@@ -55,8 +51,7 @@ class _Metadata:
         )
 
     def _value(self, key: str) -> Any:
-        field = self._reader.fields.get(key)
-        return None if field is None else field.contents()
+        return self._head.values.get(key)
 
     def _own(self, key: str) -> Any:
         return self._value(f"{self._architecture}.{key}")
@@ -120,18 +115,18 @@ class _Metadata:
         kernel, groups = self._whole("ssm.conv_kernel", 4), self._whole("ssm.group_count", 1)
         return 4 * (inner * state + (kernel - 1) * (inner + 2 * groups * state))
 
-    def _vocab(self, tensors: list[Any]) -> int:
+    def _vocab(self, tensors: Sequence[GgufTensor]) -> int:
         for tensor in tensors:
             if tensor.name == "token_embd.weight":
                 return int(max(tensor.shape))
         return self._whole("vocab_size", 32000)
 
-    def _active(self, tensors: list[Any]) -> int:
+    def _active(self, tensors: Sequence[GgufTensor]) -> int:
         experts, used = self._own("expert_count") or 0, self._own("expert_used_count") or 0
         share = used / experts if experts else 1.0
         return sum(int(tensor.n_bytes * (share if "_exps" in tensor.name else 1.0)) for tensor in tensors)
 
-    def _parts_bytes(self, tensors: list[Any]) -> int:
+    def _parts_bytes(self, tensors: Sequence[GgufTensor]) -> int:
         """All parts of a split model: ``name-00001-of-00003.gguf``."""
         stem, mark, rest = self._path.name.partition("-00001-of-")
         if mark:

@@ -44,7 +44,7 @@ class Load:
 
 
 def overhead(shape: ModelShape, layout: Layout, load: Load, *, unified: bool = False, spare: bool = True) -> Overhead:
-    """All of it. ``spare``: with the margin of one GiB (off to reproduce a log). On unified memory half of it is Python."""
+    """All of it. ``spare``: with the margin of one GiB. On unified memory half of that is Python's."""
     activation = activation_bytes(shape, layout, load)
     margin = (_POOLING_MARGIN if shape.encoder else MARGIN) if spare else 0
     host = margin // 2 if unified else 0
@@ -63,10 +63,7 @@ def activation_bytes(shape: ModelShape, layout: Layout, load: Load) -> int:
     """Peak of vLLM's profiling run ("peak activation"), by the kind of model."""
     if shape.encoder:
         return _WORKSPACE + 2 * load.max_num_batched_tokens * (3 * _widest(shape) + 4 * shape.hidden_size)
-    if shape.is_moe:
-        peak = _mixture(shape, layout, load)
-    else:
-        peak = _dense(shape, load)
+    peak = _mixture(shape, layout, load) if shape.is_moe else _dense(shape, load)
     if shape.is_hybrid:
         peak = max(peak, _WORKSPACE + load.max_num_batched_tokens * _state_bytes_per_token(shape, load))
     if load.rules.number < (0, 13, 0) and shape.is_moe:
@@ -95,9 +92,9 @@ def _dense(shape: ModelShape, load: Load) -> int:
 
 
 def _mixture(shape: ModelShape, layout: Layout, load: Load) -> int:
-    """``16SV + 40 MB + b (2 topk (max(gate+up, K) + I) + 12H)``, K what experts read; exact on Qwen3-30B (69,632 B a token).
+    """``16SV + 40 MB + b (2 topk (max(gate+up, K) + I) + 12H)``, K what experts read.
 
-    gpt-oss runs one monolithic kernel: ``16SV + 26 MB + 5.6 kB`` a token. Experts on a latent (Nemotron 3 Super):
+    Exact on Qwen3-30B (69,632 B a token). gpt-oss runs one monolithic kernel: ``16SV + 26 MB + 5.6 kB`` a token. Experts on a latent (Nemotron 3 Super):
     ``0.41 GB + 444 kB`` a token, whatever S: 1.1 times the expert term.
     """
     b, s = load.max_num_batched_tokens, load.max_num_seqs
@@ -108,7 +105,7 @@ def _mixture(shape: ModelShape, layout: Layout, load: Load) -> int:
     inner = cdiv(mlp.intermediate, load.tensor_parallel)
     token = 2 * mlp.top_k * (max(2 * inner, mlp.latent or shape.hidden_size) + inner) + 12 * shape.hidden_size
     if mlp.latent:
-        return max(410_000_000, logits) + int(1.1 * token) * b
+        return 410_000_000 + int(1.1 * token) * b
     return logits + 40_000_000 + token * b
 
 

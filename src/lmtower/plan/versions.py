@@ -70,3 +70,25 @@ def rules(version: str | None) -> Rules:
     if match is None:
         raise PlanError(f"vllm version {version!r} is not a version. Write it as 0.27.1", field="version")
     return Rules(text, (int(match[1]), int(match[2]), int(match[3] or 0)))
+
+
+_OPERATORS = re.compile(r"^\s*(>=|<=|==|!=|<|>)?\s*(\S+)\s*$")
+
+
+def in_range(known: Rules, specifier: str) -> bool:
+    """True when the version lies in a recipe's range, such as ``>=0.27,<0.33``. Empty: any version."""
+    for part in filter(str.strip, specifier.split(",")):
+        match = _OPERATORS.match(part)
+        if match is None:
+            raise PlanError(f"recipe: {specifier!r} is not a range of versions", field="versions")
+        bound = rules(match[2]).number
+        held = {
+            ">=": known.number >= bound,
+            "<=": known.number <= bound,
+            ">": known.number > bound,
+            "<": known.number < bound,
+            "!=": known.number != bound,
+        }.get(match[1] or "==", known.number == bound)
+        if not held:
+            return False
+    return True
