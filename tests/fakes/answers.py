@@ -150,11 +150,14 @@ class Answer:
         content += [
             {"type": "tool_use", "id": c.id, "name": c.name, "input": json.loads(c.arguments)} for c in self.calls
         ]
+        return self._message_head() | {"content": content}
+
+    def _message_head(self) -> Json:
         return {
             "id": self.id("chatcmpl-"),
             "type": "message",
             "role": "assistant",
-            "content": content,
+            "content": [],
             "model": self.model,
             "stop_reason": self.stop_reason,
             "stop_sequence": None,
@@ -166,7 +169,7 @@ class Answer:
             return Piece(sse({"type": kind} | rest, kind), tokens)
 
         usage = Counts.of(self.script, self.request, 0).anthropic()
-        yield event("message_start", message=self.message() | {"content": [], "stop_reason": None, "usage": usage})
+        yield event("message_start", message=self._message_head() | {"stop_reason": None, "usage": usage})
         blocks: list[tuple[Json, str, str, list[str]]] = []
         if self.reasoning:
             blocks.append(({"type": "thinking", "thinking": ""}, "thinking_delta", "thinking", self.reasoning))

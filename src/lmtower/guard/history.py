@@ -20,37 +20,86 @@ Cleaner = Callable[[dict[str, Any]], bool]
 
 def clean_chat(messages: bytes) -> bytes:
     """Chat ``messages`` whose tool calls all have a JSON object as arguments, an id and a name."""
-    return _clean(messages, (b"tool_calls", b"function_call"), _chat_message)
+    return _clean(messages, (b"tool_calls",), _unsound_calls, _chat_message)
 
 
 def clean_messages(messages: bytes) -> bytes:
     """Anthropic ``messages`` whose ``tool_use`` blocks all have an object as input."""
-    return _clean(messages, (b"tool_use",), _anthropic_message)
+    return _clean(messages, (b"tool_use",), _has_tool_use, _anthropic_message)
 
 
 def clean_responses(items: bytes) -> bytes:
     """Responses ``input`` items whose function calls all have a JSON object as arguments."""
-    return _clean(items, (b"function_call",), _responses_item) if items.lstrip()[:1] == b"[" else items
+    if items.lstrip()[:1] != b"[":
+        return items
+    return _clean(items, (b"function_call",), _is_call, _responses_item)
 
 
-def _clean(raw: bytes, marks: tuple[bytes, ...], cleaner: Cleaner) -> bytes:
+class _Item(msgspec.Struct):
+    """The fields of a message or input item that may hold a call; the decoder skips all others unread."""
+
+    tool_calls: msgspec.Raw = msgspec.Raw(b"")
+    content: msgspec.Raw = msgspec.Raw(b"")
+    type: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Function(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class _Call(msgspec.Struct):
+    id: str
+    function: _Function
+
+
+_items = msgspec.json.Decoder(list[_Item])
+_calls = msgspec.json.Decoder(list[_Call])
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _clean(raw: bytes, marks: tuple[bytes, ...], suspect: Suspect, cleaner: Cleaner) -> bytes:
     # an escaped key (backslash u) is legal JSON, though no client writes one: then look properly
     if not any(mark in raw for mark in marks) and b"\\u00" not in raw:
         return raw
     try:
+        suspects = [index for index, item in enumerate(_items.decode(raw)) if suspect(item)]
+        if not suspects:
+            return raw
         parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return raw
     changed = False
-    for index, part in enumerate(parts):
-        view = memoryview(part).tobytes()
-        if not any(mark in view for mark in marks):
-            continue
-        message = msgspec.json.decode(view)
+    for index in suspects:
+        message = msgspec.json.decode(parts[index])
         if isinstance(message, dict) and cleaner(message):
             parts[index] = msgspec.Raw(msgspec.json.encode(message))
             changed = True
     return b"[" + b",".join(bytes(part) for part in parts) + b"]" if changed else raw
+
+
+def _unsound_calls(item: _Item) -> bool:
+    """Whether the calls of a chat message need a closer look: only sound ones pass, and they are the rule."""
+    raw = memoryview(item.tool_calls)
+    if not raw or raw[:4] == b"null":
+        return False
+    try:
+        for call in _calls.decode(raw):
+            if not call.id or not call.function.name:
+                return True
+            _object.decode(call.function.arguments.encode("utf-8", "surrogatepass"))
+    except (msgspec.DecodeError, RecursionError):
+        return True
+    return False
+
+
+def _has_tool_use(item: _Item) -> bool:
+    view = bytes(memoryview(item.content))
+    return view[:1] == b"[" and (b"tool_use" in view or b"\\u00" in view)
+
+
+def _is_call(item: _Item) -> bool:
+    return bytes(memoryview(item.type)) == b'"function_call"' or b"\\" in bytes(memoryview(item.type))
 
 
 def _chat_message(message: dict[str, Any]) -> bool:

@@ -136,15 +136,16 @@ class StrictMessagesReply(MessagesReply):
         """The rest of the stream, or the whole message, with the calls of the constrained answer."""
         first, self.usage = self.usage, Usage()
         answer = read_object(super().body(data))
+        self.complete = False
         for name in ("input_tokens", "cached_tokens", "output_tokens"):
             setattr(self.usage, name, getattr(self.usage, name) + getattr(first, name))
         self.again = None
         calls = self.strict.retried(_text(answer))
         held = self._message or {}
         if held.get("type") == "message":
+            self.complete = True
             held["usage"] = {**(held.get("usage") or {}), "output_tokens": self.usage.output_tokens}
             return _encode(_with_calls(held, calls))
-        self.complete = False
         end = {**held, "type": "message_delta", "delta": {"stop_reason": "tool_use", "stop_sequence": None}}
         end["usage"] = {"output_tokens": self.usage.output_tokens}
         self.complete = True

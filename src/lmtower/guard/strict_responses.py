@@ -108,6 +108,7 @@ class StrictResponsesReply(ResponsesReply):
         first, self.usage = self.usage, Usage()
         keep = self._id, self._created_at
         answer = read_object(super().body(data))
+        self.complete = False
         self._id, self._created_at = keep
         for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"):
             setattr(self.usage, name, getattr(self.usage, name) + getattr(first, name))
@@ -115,6 +116,7 @@ class StrictResponsesReply(ResponsesReply):
         items = _items(tuple(self.strict.retried(_text(answer))), [])
         held = self._end or {}
         if "kind" not in held:
+            self.complete = True
             return _encode(_with_items(held, items))
         response = held.get("response") or {}
         return self._let_out(

@@ -1,0 +1,224 @@
+"""``tools: strict`` end to end: in three protocols, streamed and not, what a client gets and what is counted."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes.engine import FakeEngine, ToolCall
+from tests.gateway.support import Running, events, running
+
+PERSONAS = {"agent": {"engine": "big", "tools": "strict", "system": "You act."}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "required": ["city", "days"],
+}
+GOOD = '{"city": "Oslo", "days": 3}'
+REPAIRABLE = '{"city": "Oslo", "days": "3"'
+HOPELESS = '"Paris"'
+PROTOCOLS = ("chat", "messages", "responses")
+
+
+def body(protocol: str, stream: bool, **fields: Any) -> tuple[str, dict[str, Any]]:
+    """A request of that protocol that offers one tool."""
+    shared = {"model": "agent", "stream": stream, **fields}
+    said = [{"role": "user", "content": "Weather?"}]
+    if protocol == "chat":
+        tool: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+        return "/v1/chat/completions", {**shared, "messages": said, "tools": [tool]}
+    if protocol == "messages":
+        tool = {"name": "weather", "input_schema": SCHEMA}
+        return "/v1/messages", {**shared, "max_tokens": 100, "messages": said, "tools": [tool]}
+    tool = {"type": "function", "name": "weather", "parameters": SCHEMA}
+    return "/v1/responses", {**shared, "input": said, "tools": [tool]}
+
+
+def calls_of(protocol: str, stream: bool, text: str) -> list[tuple[str, Any]]:
+    """(name, arguments) of the calls in an answer, as a careful client collects them."""
+    if not stream:
+        return _whole_calls(protocol, json.loads(text))
+    found = events(text)
+    if protocol == "chat":
+        names: dict[int, str] = {}
+        parts: dict[int, str] = {}
+        for chunk in found:
+            for choice in chunk["choices"]:
+                for delta in choice["delta"].get("tool_calls") or ():
+                    assert choice["finish_reason"] is None
+                    names.setdefault(delta["index"], delta["function"].get("name", ""))
+                    parts[delta["index"]] = parts.get(delta["index"], "") + delta["function"].get("arguments", "")
+        return [(names[i], json.loads(parts[i])) for i in sorted(names)]
+    if protocol == "messages":
+        blocks: dict[int, list[str]] = {}
+        for event in found:
+            if event["type"] == "content_block_start" and event["content_block"]["type"] == "tool_use":
+                blocks[event["index"]] = [event["content_block"]["name"], ""]
+            elif event["type"] == "content_block_delta" and event["delta"]["type"] == "input_json_delta":
+                blocks[event["index"]][1] += event["delta"]["partial_json"]
+        return [(name, json.loads(text)) for name, text in blocks.values()]
+    assert found[-1]["type"] == "response.completed"
+    assert [event["sequence_number"] for event in found] == sorted({event["sequence_number"] for event in found})
+    done = [event["item"] for event in found if event["type"] == "response.output_item.done"]
+    calls = [(item["name"], json.loads(item["arguments"])) for item in done if item["type"] == "function_call"]
+    assert calls == _whole_calls(protocol, found[-1]["response"])
+    return calls
+
+
+def _whole_calls(protocol: str, answer: dict[str, Any]) -> list[tuple[str, Any]]:
+    if protocol == "chat":
+        calls = answer["choices"][0]["message"]["tool_calls"]
+        return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
+    if protocol == "messages":
+        return [(block["name"], block["input"]) for block in answer["content"] if block["type"] == "tool_use"]
+    items = [item for item in answer["output"] if item["type"] == "function_call"]
+    return [(item["name"], json.loads(item["arguments"])) for item in items]
+
+
+async def ask(tower: Running, protocol: str, stream: bool, **fields: Any) -> tuple[int, str]:
+    path, content = body(protocol, stream, **fields)
+    answer = await tower.client.post(path, json=content)
+    return answer.status_code, answer.text
+
+
+def cases() -> list[Any]:
+    whole = [("chat", False), ("responses", False)]  # vLLM itself answers 500 to a broken call in whole messages
+    streams = [(protocol, True) for protocol in PROTOCOLS]
+    return [pytest.param(*case, id="-".join(map(str, case))) for case in whole + streams]
+
+
+@pytest.mark.parametrize(("protocol", "stream"), cases())
+@pytest.mark.parametrize(
+    ("arguments", "tally"), [(GOOD, (1, 0, 0, 0)), (REPAIRABLE, (0, 1, 0, 0)), (HOPELESS, (1, 0, 1, 0))]
+)
+async def test_client_gets_valid_arguments_whatever_the_engine_wrote(
+    tmp_path: Path, protocol: str, stream: bool, arguments: str, tally: tuple[int, ...]
+) -> None:
+    """Valid calls pass, certain repairs are made, and one constrained retry replaces what cannot be repaired."""
+    with FakeEngine() as engine:
+        engine.script(text=GOOD)
+        engine.script(times=1, text="Let me see.", tool_calls=[ToolCall("weather", arguments)])
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            status, text = await ask(tower, protocol, stream)
+            [record] = await tower.records(1)
+        sent = [request.json for request in engine.requests if request.method == "POST"]
+    assert status == 200, text
+    assert calls_of(protocol, stream, text) == [("weather", {"city": "Oslo", "days": 3})]
+    assert "Let" in text
+    counted = (
+        record.tool_calls_valid,
+        record.tool_calls_repaired,
+        record.tool_calls_retried,
+        record.tool_calls_rejected,
+    )
+    assert counted == tally
+    assert len(sent) == 1 + tally[2]
+    assert "tools" not in sent[-1] if tally[2] else sent[0]["tools"]
+
+
+@pytest.mark.parametrize(("protocol", "stream"), cases())
+async def test_second_failure_is_a_clear_error(tmp_path: Path, protocol: str, stream: bool) -> None:
+    """After one retry the client is told so, in its protocol's words, and not asked to try again."""
+    with FakeEngine() as engine:
+        engine.script(text="no json at all")
+        engine.script(times=1, tool_calls=[ToolCall("weather", HOPELESS)])
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            path, content = body(protocol, stream)
+            text, status = "", 0
+            with pytest.raises(httpx.RemoteProtocolError) if stream else nullcontext():  # cut after the error event
+                async with tower.client.stream("POST", path, json=content) as answer:
+                    status = answer.status_code
+                    async for piece in answer.aiter_text():
+                        text += piece
+            [record] = await tower.records(1)
+    assert "valid tool call" in text
+    assert status == (200 if stream else 502)
+    assert (record.tool_calls_retried, record.tool_calls_rejected) == (1, 1)
+
+
+async def test_text_streams_on_while_tool_deltas_wait(tmp_path: Path) -> None:
+    """Only the call is held back: text reaches the client before the engine has finished."""
+    with FakeEngine() as engine:
+        gate = engine.gate()
+        engine.script(text="one two", tool_calls=[ToolCall("weather", GOOD)], gate=gate, gate_after=3)
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            path, content = body("chat", True)
+            seen = early = ""
+            async with tower.client.stream("POST", path, json=content) as answer:
+                async for piece in answer.aiter_text():
+                    seen += piece
+                    if "two" in seen and not early:
+                        early = seen
+                        gate.open()
+    assert "tool_calls" not in early
+    assert calls_of("chat", True, seen) == [("weather", {"city": "Oslo", "days": 3})]
+    assert events(seen)[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+async def test_strict_stream_cut_anywhere_gives_the_same_call(tmp_path: Path, size: int) -> None:
+    """The network cuts bytes wherever it likes."""
+    with FakeEngine() as engine:
+        engine.script(text="hm", tool_calls=[ToolCall("weather", REPAIRABLE)], split=size)
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            _, text = await ask(tower, "chat", True)
+    assert calls_of("chat", True, text) == [("weather", {"city": "Oslo", "days": 3})]
+
+
+async def test_call_that_leaked_into_the_text_becomes_a_call(tmp_path: Path) -> None:
+    """Markup that the engine's parser missed is taken out of the text, streamed or not."""
+    leak = 'Sure. <tool_call>{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}</tool_call>'
+    with FakeEngine() as engine:
+        engine.script(text=leak)
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            for stream in (False, True):
+                _, text = await ask(tower, "chat", stream)
+                assert calls_of("chat", stream, text) == [("weather", {"city": "Oslo", "days": 3})]
+                assert "<tool_call>" not in text
+                assert "Sure." in text
+
+
+async def test_forced_call_that_the_model_did_not_make_is_retried(tmp_path: Path) -> None:
+    """``tool_choice: required`` is a promise."""
+    with FakeEngine() as engine:
+        engine.script(text=GOOD)
+        engine.script(times=1, text="I would rather not.")
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            _, text = await ask(tower, "chat", False, tool_choice="required")
+    assert calls_of("chat", False, text) == [("weather", {"city": "Oslo", "days": 3})]
+
+
+async def test_parallel_calls_are_cut_to_one_when_the_client_says_so(tmp_path: Path) -> None:
+    """``parallel_tool_calls: false`` holds whatever the engine does."""
+    two = [ToolCall("weather", GOOD, id="a"), ToolCall("weather", GOOD, id="b")]
+    with FakeEngine() as engine:
+        engine.script(tool_calls=two)
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            _, both = await ask(tower, "chat", True)
+            _, one = await ask(tower, "chat", True, parallel_tool_calls=False)
+    assert len(calls_of("chat", True, both)) == 2
+    assert len(calls_of("chat", True, one)) == 1
+
+
+async def test_broken_history_does_not_reach_the_engine(tmp_path: Path) -> None:
+    """One bad turn cannot poison a conversation."""
+    history = [
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{bro"}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "?"},
+    ]
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            await ask(tower, "chat", False, messages=history)
+        sent = engine.requests[-1].json["messages"]
+    assert [message["role"] for message in sent] == ["system", "user", "assistant", "tool"]
+    assert isinstance(json.loads(sent[2]["tool_calls"][0]["function"]["arguments"]), dict)
