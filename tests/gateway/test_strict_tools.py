@@ -31,12 +31,12 @@ def body(protocol: str, stream: bool, **fields: Any) -> tuple[str, dict[str, Any
     said = [{"role": "user", "content": "Weather?"}]
     if protocol == "chat":
         tool: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
-        return "/v1/chat/completions", {**shared, "messages": said, "tools": [tool]}
+        return "/v1/chat/completions", {"messages": said, "tools": [tool], **shared}
     if protocol == "messages":
         tool = {"name": "weather", "input_schema": SCHEMA}
-        return "/v1/messages", {**shared, "max_tokens": 100, "messages": said, "tools": [tool]}
+        return "/v1/messages", {"max_tokens": 100, "messages": said, "tools": [tool], **shared}
     tool = {"type": "function", "name": "weather", "parameters": SCHEMA}
-    return "/v1/responses", {**shared, "input": said, "tools": [tool]}
+    return "/v1/responses", {"input": said, "tools": [tool], **shared}
 
 
 def calls_of(protocol: str, stream: bool, text: str) -> list[tuple[str, Any]]:
