@@ -36,6 +36,9 @@ COMMANDS: dict[str, Verb] = {
     "node-agent": Verb(
         "lmtower.cli.node_agent:node_agent", "Report and guard a GPU node; runs there.", "Files and friends"
     ),
+    "import": Verb(
+        "lmtower.cli.import_:app", "Read the configuration of another gateway (litellm).", "Files and friends"
+    ),
 }
 
 

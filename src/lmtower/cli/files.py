@@ -33,8 +33,19 @@ def _yaml(document: Any) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.ignore_aliases = lambda _: True
     stream = io.StringIO()
-    yaml.dump(document, stream)
+    yaml.dump(_readable(document), stream)
     return stream.getvalue()
+
+
+def _readable(value: Any) -> Any:
+    """Text of several lines as a block, so that a rendered unit or prompt can be read and compared."""
+    from ruamel.yaml.scalarstring import LiteralScalarString
+
+    if isinstance(value, Mapping):
+        return {name: _readable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(each) for each in value]
+    return LiteralScalarString(value) if isinstance(value, str) and "\n" in value else value
 
 
 def emit(files: Mapping[str, Any], out: Path | None, header: str = "") -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lmtower.cli.files import emit
+from lmtower.cli.files import as_text, emit
 from lmtower.cli.globals import Globals, group
 
 app = group()
@@ -37,6 +39,116 @@ def grafana(
     written = options.load().tower.observability.prometheus
     known = written if written and written != "managed" else "http://127.0.0.1:9090"
     emit(rendering.files(url or known), out, _header("grafana"))
+
+
+@app.command()
+def compose(ctx: typer.Context, out: Out = None) -> None:
+    """One compose file per node; engines start one after the other. Needs nothing of ours on the node."""
+    from lmtower.cli.specs import specs_of
+    from lmtower.render import compose as rendering
+
+    options: Globals = ctx.obj
+    emit(rendering.files(specs_of(options, options.load().tower)), out, _header("compose"))
+
+
+@app.command()
+def kubernetes(
+    ctx: typer.Context,
+    out: Out = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of everything.")] = "lmtower",
+    image: Annotated[str | None, typer.Option(help="Image of the tower. Default: lmtower:VERSION.")] = None,
+    storage_class: Annotated[str | None, typer.Option(help="Class of the claims. Default: the cluster's.")] = None,
+    models_size: Annotated[str, typer.Option(help="Size of each engine's claim for weights.")] = "200Gi",
+) -> None:
+    """Deployments with GPU limits and probes, Services, claims, ServiceMonitors; for engines and the tower."""
+    from lmtower import __version__
+    from lmtower.cli.specs import specs_of
+    from lmtower.render import kubernetes as rendering
+
+    options: Globals = ctx.obj
+    cluster = rendering.Cluster(
+        image or f"lmtower:{__version__}", namespace, models_size=models_size, storage_class=storage_class
+    )
+    emit(rendering.files(specs_of(options, options.load().tower), cluster), out, _header("kubernetes"))
+
+
+@app.command()
+def systemd(ctx: typer.Context, out: Out = None) -> None:
+    """Units for the tower, for each node's engines and for the node agents."""
+    from lmtower.cli.specs import plan_of, specs_of
+    from lmtower.render import systemd as rendering
+
+    options: Globals = ctx.obj
+    tower = options.load().tower
+    specs = specs_of(options, tower) if plan_of(tower).engines else ()
+    importance = {name: engine.importance for name, engine in tower.engines.items()}
+    reserves = {name: node.reserve for name, node in tower.nodes.items()} | {
+        spec.node: None for spec in specs if spec.node not in tower.nodes
+    }
+    admin = f"http://{tower.gateway.admin}"
+    emit(rendering.files(specs, reserves, importance, admin), out)
+
+
+@app.command("cloud-init")
+def cloud_init(
+    ctx: typer.Context,
+    out: Out = None,
+    requirement: Annotated[
+        str | None, typer.Option(help="What pip installs. Default: lmtower at this version.")
+    ] = None,
+    ssh_key: Annotated[list[str] | None, typer.Option(help="Public key that may log in; repeat it.")] = None,
+    hostname: Annotated[str, typer.Option(help="Name of the VM.")] = "lmtower",
+) -> None:
+    """User-data for the tower VM: it installs lmtower and serves this tower file."""
+    from lmtower import __version__
+    from lmtower.render import cloud_init as rendering
+
+    options: Globals = ctx.obj
+    loaded = options.load()
+    text = options.config.read_text("utf-8")
+    folder = options.config.parent.resolve()
+    files = {
+        str(path.resolve().relative_to(folder)): path.read_text("utf-8")
+        for path in loaded.watched_files
+        if path.resolve() != options.config.resolve() and path.resolve().is_relative_to(folder)
+    }
+    document = rendering.user_data(
+        text,
+        files,
+        requirement=requirement or f"lmtower=={__version__}",
+        secrets=sorted(set(re.findall(r"\benv:([A-Za-z_][A-Za-z0-9_]*)", text))),
+        ssh_keys=ssh_key or (),
+        hostname=hostname,
+    )
+    emit({"user-data": rendering.HEADER + "\n" + as_text("user-data.yaml", document, _header("cloud-init"))}, out)
+
+
+@app.command()
+def litellm(ctx: typer.Context, out: Out = None) -> None:
+    """Personas as a LiteLLM config.yaml. What LiteLLM has no word for is listed on stderr."""
+    from lmtower import recipes
+    from lmtower.cli.upstreams import upstreams_of
+    from lmtower.render import litellm as rendering
+
+    options: Globals = ctx.obj
+    tower = options.load().tower
+    upstreams = upstreams_of(tower, engine_key="set-me")
+    served = {
+        name: rendering.Served(
+            tuple(one.url for one in upstreams if one.engine == name),
+            engine.model,
+            next(recipes.get(one.recipe) for one in upstreams if one.engine == name),
+            next((one.max_model_len for one in upstreams if one.engine == name), None),
+            f"{re.sub(r'[^A-Z0-9]', '_', name.upper())}_KEY"
+            if any(one.api_key for one in upstreams if one.engine == name)
+            else None,
+        )
+        for name, engine in tower.engines.items()
+    }
+    rendered = rendering.render(tower, served)
+    emit({"config.yaml": rendered.document}, out, _header("litellm"))
+    for line in rendered.lost:
+        print(f"not carried: {line}", file=sys.stderr)
 
 
 def _header(verb: str) -> str:
