@@ -19,11 +19,14 @@ CONFIG := $(if $(findstring -c,$(ARGS))$(findstring --config,$(ARGS)),,-c exampl
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 SELF  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
+# `bash -m` gives the tower the terminal: Ctrl-C is for the tower alone, make waits and passes its exit code on.
+FOREGROUND := bash -mc
+
 .PHONY: up test check fix bench docs lock clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.demo
-	@exec $(BIN)/lmtower up $(CONFIG) $(if $(PORT),--port $(PORT)) $(ARGS)
+	@$(FOREGROUND) "$(BIN)/lmtower up $(CONFIG) $(if $(PORT),--port $(PORT)) $(ARGS); exit \$$?"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -42,7 +45,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.test
-	$(BIN)/python -m docs.write
+	$(BIN)/python -m tests.docs_pages
 
 lock:
 	requirements/compile.sh $(ARGS)

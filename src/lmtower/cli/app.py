@@ -72,7 +72,7 @@ def build(name: str, verb: Verb) -> TyperCommand | TyperGroup:
         app, target.info.help, target.info.epilog = target, verb.help, GLOBAL_HELP
     else:
         app = group()
-        app.command(name, help=verb.help, epilog=GLOBAL_HELP, context_settings=verb.settings)(target)
+        app.command(name, help=target.__doc__ or verb.help, epilog=GLOBAL_HELP, context_settings=verb.settings)(target)
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand | TyperGroup)
     return command

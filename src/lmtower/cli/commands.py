@@ -22,6 +22,8 @@ COMMANDS: dict[str, Verb] = {
     "init": Verb("lmtower.cli.init:init", "Write an annotated tower file and its prompts.", "Tower file"),
     "check": Verb("lmtower.cli.check:check", "Read the tower file and name everything wrong in it.", "Tower file"),
     "schema": Verb("lmtower.cli.schema:schema", "Print the JSON Schema of the tower file, for editors.", "Tower file"),
+    "plan": Verb("lmtower.cli.plan:plan", "Does the tower fit? Memory, contexts, start order, warnings.", "Tower file"),
+    "fit": Verb("lmtower.cli.fit:fit", "Does a model fit on a chip, without a tower file?", "Tower file"),
     "explain": Verb("lmtower.cli.explain:explain", "Show what a persona makes of a request.", "Tower file"),
     "up": Verb("lmtower.cli.up:up", "Plan, start what is missing, then serve.", "Tower"),
     "serve": Verb("lmtower.cli.serve:serve", "Serve the gateway alone, on engines as they are.", "Tower"),

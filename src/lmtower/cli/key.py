@@ -16,7 +16,7 @@ from lmtower.errors import Refused
 if TYPE_CHECKING:
     from lmtower.config import Tower
     from lmtower.config.types import Limits
-    from lmtower.ledger import Client, KeyRow
+    from lmtower.ledger import KeyRow
 
 app = group()
 
@@ -61,7 +61,7 @@ def create(
         personas = _personas(persona or (), tower)
         made = opened.create_key(name, personas, limits, expires_at)
     if options.json:
-        print_json({**_describe(made.client), "key": made.secret})
+        print_json({**made.client.as_dict(), "key": made.secret})
     elif not sys.stdout.isatty():
         print(made.secret)
     else:
@@ -83,7 +83,7 @@ def list_keys(
     now = time.time()
     rows = tuple(row for row in rows if everything or row.state(now) == "active")
     if options.json:
-        print_json([{**_describe(row.client), "state": row.state(now), "revoked_at": row.revoked_at} for row in rows])
+        print_json([row.as_dict(now) for row in rows])
     elif not rows:
         print("No keys. Make one: lmtower key create NAME")
     else:
@@ -101,7 +101,7 @@ def revoke(
     with ledger(options) as (opened, _):
         client = opened.revoke_key(key)
     if options.json:
-        print_json({**_describe(client), "state": "revoked"})
+        print_json({**client.as_dict(), "state": "revoked"})
     else:
         print(f"Revoked {client.name!r} ({client.id}, {client.prefix}…).")
 
@@ -131,18 +131,6 @@ def _limits(values: dict[str, str | float | None]) -> Limits | None:
         first = exc.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise Refused(f"{option} {first['input']}: {first['msg'].removeprefix('Value error, ')}") from exc
-
-
-def _describe(client: Client) -> dict[str, object]:
-    return {
-        "id": client.id,
-        "name": client.name,
-        "prefix": client.prefix,
-        "personas": None if client.personas is None else sorted(client.personas),
-        "limits": None if client.limits is None else client.limits.model_dump(exclude_none=True),
-        "created_at": client.created_at,
-        "expires_at": client.expires_at,
-    }
 
 
 def _cells(row: KeyRow, now: float) -> tuple[object, ...]:

@@ -83,7 +83,7 @@ async def serve_until_stopped(
 ) -> None:
     """Open the ledger and serve until a signal; everything is closed when this returns."""
     data_dir = serving.options.data_dir
-    ledger = await asyncio.to_thread(Ledger.open, data_dir, loaded.tower.database)
+    ledger = await asyncio.to_thread(Ledger.open, data_dir, loaded.tower.database, loaded.tower.redis)
     first_key = await asyncio.to_thread(ledger.first_key, "first")
     gateway = Gateway(
         serving.configuration(),

@@ -39,7 +39,7 @@ def usage(
     with ledger(options) as (opened, _):
         report = opened.usage(groups, begin, end)
     if options.json or format == "json":
-        print_json({"by": report.by, "rows": [row.as_dict() for row in report.rows], "total": report.total.as_dict()})
+        print_json(report.as_dict())
     elif format == "csv":
         _print_csv(report)
     elif not report.rows:
