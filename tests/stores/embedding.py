@@ -30,6 +30,16 @@ def embed(text: str, salt: str = "") -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+class _Server(ThreadingHTTPServer):
+    """A client that was killed is nothing to report."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class EmbeddingGateway:
     """Listens on a free port from ``start`` to ``stop``."""
 
@@ -42,8 +52,7 @@ class EmbeddingGateway:
         self.delay_seconds = delay_seconds
         self._log = log.open("a", buffering=1) if log else None
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
