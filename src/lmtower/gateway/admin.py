@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
@@ -123,7 +124,9 @@ class Admin:
         return {"version": self._gateway.snapshot.version}
 
     async def _keys(self, request: Request) -> Any:
-        return {"keys": await asyncio.to_thread(self._gateway.ledger.list_keys)}
+        now = time.time()
+        rows = await asyncio.to_thread(self._gateway.ledger.list_keys)
+        return {"keys": [row.as_dict(now) for row in rows]}
 
     async def _create_key(self, request: Request) -> Any:
         body = _object(request)
@@ -143,7 +146,8 @@ class Admin:
         query = _query(request)
         by = tuple(query.get("by", "client,persona").split(","))
         since, until = (float(query[k]) if k in query else None for k in ("since", "until"))
-        return await asyncio.to_thread(self._gateway.ledger.usage, by, since, until)
+        report = await asyncio.to_thread(self._gateway.ledger.usage, by, since, until)
+        return report.as_dict()
 
     async def _requests(self, request: Request) -> Any:
         limit = min(500, int(_query(request).get("limit", "50")))

@@ -122,6 +122,7 @@ class Dispatcher:
             if prepared.reply.again is not None:
                 answer = await self._again(flow, prepared)
             self._learn(flow, prepared)
+            flow.done()
             flow.exchange.respond(200, [JSON, *flow.headers], answer)
         finally:
             self.watch.calls.pop(call, None)
@@ -188,7 +189,9 @@ class Dispatcher:
         """The end of a stream that a second request makes possible; keep-alives go on meanwhile."""
         relay.call = None
         try:
-            flow.exchange.send(await self._again(flow, prepared))
+            last = await self._again(flow, prepared)
+            flow.done()
+            flow.exchange.send(last)
         except Fault as fault:
             relay.fault = fault
             self._break(flow, prepared, relay)
@@ -198,7 +201,10 @@ class Dispatcher:
         reply = prepared.reply
         if relay.fault is None:
             try:
-                flow.exchange.send(reply.end())
+                last = reply.end()
+                if reply.complete:
+                    flow.done()
+                flow.exchange.send(last)
             except Fault as fault:
                 relay.fault = fault
         if reply.again is not None and relay.fault is None:

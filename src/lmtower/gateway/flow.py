@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.exchange import Exchange, Header
 from lmtower.gateway.snapshot import Snapshot
@@ -28,10 +30,12 @@ class Flow:
         "image_tokens",
         "images",
         "last_at",
+        "on_done",
         "outcome",
         "persona",
         "protocol",
         "queue_seconds",
+        "recorded",
         "replica",
         "reply",
         "request_id",
@@ -79,8 +83,18 @@ class Flow:
         self.last_at = 0.0
         self.status = 200
         self.outcome: Outcome = "ok"
+        self.recorded = False
+        self.on_done: Callable[[Flow], None] | None = None
         self.tool_calls = [0, 0, 0, 0]
         """valid, repaired, retried, rejected"""
+
+    def done(self) -> None:
+        """Write the usage record, once. Called before the last bytes go out, so that an answer that a client has in
+        full is on record even if the tower is killed in the next instant."""
+        if not self.recorded:
+            self.recorded = True
+            if self.on_done is not None:
+                self.on_done(self)
 
     def record(self, now: float) -> UsageRecord:
         """The usage record, with estimates where a cancelled request never got its numbers."""
@@ -115,7 +129,8 @@ class Flow:
             record.reasoning_tokens = usage.reasoning_tokens
         elif self.reply is not None and engine is not None and self.replica:
             # the engine worked on it, but its usage never came: count what was seen, estimate the rest
-            record.input_tokens = int(self.body_bytes / engine.bytes_per_token)
+            record.input_tokens = int(self.body_bytes / engine.bytes_per_token) + self.image_tokens
+            record.image_tokens = self.image_tokens
             record.output_tokens = self.reply.events
         (
             record.tool_calls_valid,

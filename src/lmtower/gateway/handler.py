@@ -90,12 +90,14 @@ class Handler:
         flow = Flow(exchange, self.snapshot(), route.protocol, route.dialect, request_id)
         flow.time = time.time()
         flow.headers += self._cors(exchange)
+        flow.on_done = self._record
         try:
             await self._serve(flow, route, deployment)
         except Fault as fault:
             flow.status = faults.status(fault, flow.dialect)
             if flow.outcome == "ok":
                 flow.outcome = "upstream_error" if fault.code.startswith("engine_") else "refused"
+            flow.done()
             self.refuse(exchange, fault, flow.dialect, request_id)
         except asyncio.CancelledError:
             flow.outcome = "cancelled"
@@ -106,8 +108,7 @@ class Handler:
             flow.status = 500
             raise
         finally:
-            if flow.client is not None:
-                self._record(flow)
+            flow.done()
 
     async def _serve(self, flow: Flow, route: Route, deployment: str) -> None:
         request = flow.exchange.request
@@ -132,7 +133,10 @@ class Handler:
         flow.engine = flow.snapshot.engines[persona.engine]
         flow.reply = prepared.reply
         flow.stream = prepared.stream
-        self.quota.reserve(flow, top)
+        if self.quota.shared:
+            await self.quota.reserve_shared(flow, top)
+        else:
+            self.quota.reserve(flow, top)
         await self.dispatcher.run(flow, prepared)
 
     def client(self, headers: dict[bytes, bytes]) -> Client:
@@ -158,6 +162,8 @@ class Handler:
         return persona
 
     def _record(self, flow: Flow) -> None:
+        if flow.client is None:
+            return
         record = flow.record(self._clock())
         self.quota.settle(flow, record)
         self.ledger.record(record)

@@ -74,6 +74,8 @@ class Intake:
             return raw
         images.check(found, persona.images, persona.image_hosts)
         flow.images = len(found.pictures)
+        # Base64 is no text: the estimate of tokens by bytes must not see it.
+        flow.body_bytes -= sum(len(str(picture.holder[picture.key])) for picture in found.pictures)
         side = persona.images.max_side
         changed = await asyncio.to_thread(images.shrink, found, side) if side else 0
         flow.image_tokens = images.tokens(found, persona.recipe.image_tokens)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Literal, TypedDict
 
+from lmtower.config.types import Limits, Price
 from lmtower.gateway import identity
 from lmtower.gateway.exchange import Header
 from lmtower.gateway.flow import Flow
-from lmtower.ledger import Ledger, LimitRefusal, UsageRecord
+from lmtower.ledger import Client, Ledger, LimitRefusal, Reservation, UsageRecord
 from lmtower.telemetry.families import LIMIT_REFUSALS
 from lmtower.telemetry.metrics import Metrics
 from lmtower.wire import top as tops
@@ -19,39 +20,44 @@ DEFAULT_OUTPUT_TOKENS = 1024
 _SAMPLE = 512
 
 
+class _Asked(TypedDict):
+    client: Client
+    persona_name: str
+    persona_limits: Limits | None
+    price: Price | None
+    tokens_estimate: int
+    images: int
+    output_estimate: int
+    retry: bool
+    fingerprint: str
+
+
 class Quota:
     """Holds the ledger's limits against requests."""
 
     def __init__(self, ledger: Ledger, metrics: Metrics) -> None:
         self._limits = ledger.limits
+        self.shared = ledger.limits.shared
+        """Whether other towers count too: then ``reserve_shared`` is to be awaited."""
         self._metrics = metrics
 
     def reserve(self, flow: Flow, top: Top) -> None:
         """Hold room for the request in all its limits. Raises Fault(429) when one of them is used up."""
-        persona, engine, client = flow.persona, flow.engine, flow.client
-        assert persona is not None
-        assert engine is not None
-        assert client is not None
-        output = _largest_output(top)
-        held = self._limits.reserve(
-            client,
-            persona.name,
-            persona.limits,
-            persona.price,
-            int(flow.body_bytes / engine.bytes_per_token) + output,
-            flow.images,
-            flow.time,
-            output_estimate=output,
-            retry=identity.is_retry(flow.exchange.request.headers),
-            fingerprint=_fingerprint(flow),
-        )
+        self._take(flow, self._limits.reserve(**_asked(flow, top), now=flow.time))
+
+    async def reserve_shared(self, flow: Flow, top: Top) -> None:
+        """``reserve`` over several towers."""
+        self._take(flow, await self._limits.reserve_shared(**_asked(flow, top)))
+
+    def _take(self, flow: Flow, held: Reservation | LimitRefusal) -> None:
+        assert flow.client is not None
         dialect: Literal["openai", "anthropic"] = "anthropic" if flow.dialect == "anthropic" else "openai"
         told: list[Header] = []
         if held.accounts:
             told = [(name.encode(), value.encode()) for name, value in self._limits.headers(held, dialect)]
             flow.headers += told
         if isinstance(held, LimitRefusal):
-            self._metrics.count(LIMIT_REFUSALS, client.name, held.reason)
+            self._metrics.count(LIMIT_REFUSALS, flow.client.name, held.reason)
             raise Fault(
                 429,
                 "insufficient_quota" if held.hard else "rate_limit_exceeded",
@@ -74,6 +80,25 @@ class Quota:
             )
         else:
             self._limits.release(held)
+
+
+def _asked(flow: Flow, top: Top) -> _Asked:
+    persona, engine, client = flow.persona, flow.engine, flow.client
+    assert persona is not None
+    assert engine is not None
+    assert client is not None
+    output = _largest_output(top)
+    return {
+        "client": client,
+        "persona_name": persona.name,
+        "persona_limits": persona.limits,
+        "price": persona.price,
+        "tokens_estimate": int(flow.body_bytes / engine.bytes_per_token) + flow.image_tokens + output,
+        "images": flow.images,
+        "output_estimate": output,
+        "retry": identity.is_retry(flow.exchange.request.headers),
+        "fingerprint": _fingerprint(flow),
+    }
 
 
 def _largest_output(top: Top) -> int:

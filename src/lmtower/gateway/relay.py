@@ -69,6 +69,8 @@ class Relay:
             if not flow.first_at:
                 flow.first_at = now
             flow.last_at = self.last_write = now
+            if self._reply.complete:
+                flow.done()
             self.exchange.send(out)
 
 

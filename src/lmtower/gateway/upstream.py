@@ -30,6 +30,8 @@ from lmtower.wire.top import Piece, size
 IDLE_SECONDS = 4.0
 CONNECT_SECONDS = 5.0
 WRITE_BUFFER = 256 * 1024
+JOIN_BYTES = 64 * 1024
+"""Below this, copying the pieces together is cheaper than handing the kernel a vector of them."""
 
 
 class UpstreamLost(EngineError):
@@ -168,10 +170,13 @@ class Connection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
-    def send(self, head: bytes, pieces: Sequence[Piece]) -> Call:
+    def send(self, head: bytes, pieces: Sequence[Piece], length: int) -> Call:
         """Write a request and return its call."""
         call = self.call = Call(self)
-        self.transport.writelines([head, *pieces])
+        if length < JOIN_BYTES:
+            self.transport.write(b"".join([head, *pieces]))
+        else:
+            self.transport.writelines([head, *pieces])
         return call
 
     def data_received(self, data: bytes) -> None:
@@ -257,9 +262,10 @@ class Pool:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> Call:
         """Send a request. Raises UpstreamLost when no connection can be made."""
-        head = self._head(method, path, headers, size(pieces))
+        length = size(pieces)
+        head = self._head(method, path, headers, length)
         connection = self._take() or await self._connect()
-        return connection.send(head, pieces)
+        return connection.send(head, pieces, length)
 
     def _head(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
         fixed = self._heads.get((method, path))
