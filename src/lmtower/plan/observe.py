@@ -19,6 +19,9 @@ _NUMBER = r"(-?[\d,]+(?:\.\d+)?)"
 _LINES: tuple[tuple[str, re.Pattern[str], float], ...] = (
     ("weights_bytes", re.compile(rf"[Mm]odel loading took {_NUMBER} ?(?:GiB|GB)"), _GIB),
     ("kv_cache_bytes", re.compile(rf"Available KV cache memory: {_NUMBER} ?GiB"), _GIB),
+    ("kv_cache_bytes", re.compile(rf"reserved {_NUMBER} ?GiB memory for KV [Cc]ache"), _GIB),
+    ("weights_bytes", re.compile(rf"Actual usage is {_NUMBER} ?GiB for weight"), _GIB),
+    ("graph_bytes", re.compile(rf"{_NUMBER} ?GiB for CUDAGraph memory"), _GIB),
     ("kv_cache_tokens", re.compile(rf"GPU KV cache size: {_NUMBER} tokens"), 1),
     ("max_concurrency", re.compile(rf"Maximum concurrency for [\d,]+ tokens per request: {_NUMBER}x"), 1),
     ("max_model_len", re.compile(rf"Maximum concurrency for {_NUMBER} tokens per request"), 1),
