@@ -36,11 +36,25 @@ def stream_chat() -> Body:
 
 
 def _code(random_: random.Random, length: int) -> str:
-    """Text with the escapes that real code has: quotes, backslashes, newlines, tabs, and some Unicode."""
-    words = ["def", "return", '"name"', "self._value", "\\n", "für", "→", "{", "}", "=", "0x1f", "'it''s'", "async"]
+    """Text that is escaped as often as real code is: a line break every few words, some quotes and Unicode."""
+    words = [
+        "def",
+        "return",
+        "config",
+        "self._value",
+        "number",
+        "the",
+        "request",
+        "für",
+        "(name)",
+        "0x1f",
+        "async",
+        "=",
+    ]
     text = ""
     while len(text) < length:
-        text += random_.choice(words) + random_.choice([" ", " ", "\n", "\n\t", "\n    "])
+        line = " ".join(random_.choice(words) for _ in range(random_.randrange(2, 12)))
+        text += " " * (4 * random_.randrange(4)) + line + random_.choice(["\n", "\n", ' "quoted"\n', " \\d+\n", "\n\t"])
     return text[:length]
 
 

@@ -95,7 +95,8 @@ def stream_table(median: Medians, names: Sequence[str]) -> str:
         rest = [figure(median(name, workload, key)) for key in ("growth", "chunks", "cpu")]
         return [name, title, ttft, delay, *rest]
 
-    return markdown(head, [row(name, workload, title) for workload, title in forms for name in names])
+    rows = [row(name, workload, title) for workload, title in forms for name in names]
+    return markdown(head, [found for found in rows if any(character.isdigit() for character in "".join(found[2:]))])
 
 
 RATIOS = [
@@ -154,7 +155,7 @@ def render(table: Rows, contestants: Sequence[Contestant], notes: set[str], give
     others = [name for name in ("nginx", "vllm-router", "sglang-router", "litellm") if name in names]
     parts = [
         "# The gateway beside its neighbours\n",
-        f"{time.strftime('%Y-%m-%d')} · {machine()}.\nContestant on one core, load generator and mock engine on another. "
+        f"{time.strftime('%Y-%m-%d')} · {machine()}.\nContestant on one core, load and mock on another. "
         f"Medians of {given.runs} interleaved runs of {given.seconds:g} s each. Versions: {versions}.\n"
         "lmtower works with every feature on: keys, persona merge, admission, journal, metrics, usage, cancel. "
         "The others forward (LiteLLM: with a master key, no database). Reproduce with `make bench`.\n",

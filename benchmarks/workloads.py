@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 from benchmarks import bodies
 from benchmarks.contestants import Contestant
@@ -18,10 +19,7 @@ MAKERS: dict[str, Callable[[], bodies.Body]] = {
     "stream": bodies.stream_chat,
     "agent": bodies.agent_chat,
     "image": bodies.image_chat,
-} | {
-    f"text-{size}": (lambda size=size: bodies.text_chat(size))
-    for size in (1_000, 10_000, 100_000, 1_000_000, 4_000_000)
-}
+} | {f"text-{size}": partial(bodies.text_chat, size) for size in SIZES}
 
 
 @cache
@@ -37,7 +35,6 @@ class Running:
     process: Process | None
     mock: Mock
     seconds: float
-
     good: int = 0
 
     def request(self, kind: str) -> Path:

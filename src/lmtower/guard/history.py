@@ -16,6 +16,8 @@ from lmtower.guard.repair import as_object, decode
 
 Cleaner = Callable[[dict[str, Any]], bool]
 """Changes one message in place; True when it did."""
+Suspect = Callable[["_Item"], bool]
+"""Whether a message needs a closer look. Long histories are sound: reading them whole would cost more than all else."""
 
 
 def clean_chat(messages: bytes) -> bytes:
@@ -63,10 +65,8 @@ def _clean(raw: bytes, marks: tuple[bytes, ...], suspect: Suspect, cleaner: Clea
     if not any(mark in raw for mark in marks) and b"\\u00" not in raw:
         return raw
     try:
-        suspects = [index for index, item in enumerate(_items.decode(raw)) if suspect(item)]
-        if not suspects:
-            return raw
-        parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
+        suspects = _suspects(raw, suspect)
+        parts = msgspec.json.decode(raw, type=list[msgspec.Raw]) if suspects else []
     except (msgspec.DecodeError, RecursionError):
         return raw
     changed = False
@@ -78,10 +78,17 @@ def _clean(raw: bytes, marks: tuple[bytes, ...], suspect: Suspect, cleaner: Clea
     return b"[" + b",".join(bytes(part) for part in parts) + b"]" if changed else raw
 
 
+def _suspects(raw: bytes, suspect: Suspect) -> list[int]:
+    try:
+        return [index for index, item in enumerate(_items.decode(raw)) if suspect(item)]
+    except msgspec.ValidationError:  # something among them is no object
+        return list(range(len(msgspec.json.decode(raw, type=list[msgspec.Raw]))))
+
+
 def _unsound_calls(item: _Item) -> bool:
     """Whether the calls of a chat message need a closer look: only sound ones pass, and they are the rule."""
-    raw = memoryview(item.tool_calls)
-    if not raw or raw[:4] == b"null":
+    raw = bytes(memoryview(item.tool_calls))
+    if raw in (b"", b"null"):
         return False
     try:
         for call in _calls.decode(raw):

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from lmtower.personas.rules import Trace
+from lmtower.wire import scan
 from lmtower.wire import top as tops
 from lmtower.wire.top import Top
 
@@ -56,10 +57,11 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
             _note(trace, "instructions")
         return
     raw = bytes(memoryview(top["messages"])) if protocol == "chat" else b""
-    head = raw[:4096]
-    if b'"system"' not in head and b'"developer"' not in head:
+    start = scan.first_item(raw)
+    message = raw[start : scan.skip_value(raw, start)] if start is not None else b""
+    if not any(role in message for role in (b'"system"', b'"developer"')):
         return
-    if not any(_literal(pattern) in raw for pattern in patterns):
+    if not any(literal in message for literal in _literals(patterns)):
         return
     parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
     first: Any = msgspec.json.decode(parts[0])
@@ -79,10 +81,11 @@ def _without(text: str, patterns: tuple[str, ...]) -> str:
     return text if len(kept) == len(lines) else "\n".join(kept)
 
 
-def _literal(pattern: str) -> bytes:
-    """The plain letters that a pattern begins with: a cheap test before anything is decoded."""
-    match = re.match(r"[A-Za-z0-9 _:\-]*", pattern)
-    return (match[0] if match else "").encode()
+@cache
+def _literals(patterns: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The plain letters that each pattern begins with: a cheap test before anything is decoded."""
+    matches = [re.match(r"[A-Za-z0-9 _:\-]*", pattern) for pattern in patterns]
+    return tuple((match[0] if match else "").encode() for match in matches)
 
 
 def _note(trace: Trace | None, field: str) -> None:

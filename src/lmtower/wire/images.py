@@ -1,10 +1,10 @@
 """Images in requests of all protocols: found, counted, refused, scaled down. Pure; scaling is slow: use a thread.
 
-Theory of operation. Most requests carry none, so a search for a few byte sequences decides first whether to look
-at all (an escaped letter, ``\\u0069mage``, makes it look too: nothing may slip by). Then every message is read by
-a typed decoder that skips text without keeping it. Whatever names a place to fetch from is refused unless the
-tower file allows its host: an engine that fetches any URL is a door into the private network (SSRF). An allowed
-host must be a name or address that was written down; engines are started so that they follow no redirects.
+Theory of operation. Most requests carry none, so a typed decoder that skips all text looks first at which messages
+have a field that may name media (it reads field names as JSON, so that an escaped letter slips by nothing). Only
+those are decoded. Whatever names a place to fetch from is refused unless the tower file allows its host: an engine
+that fetches any URL is a door into the private network (SSRF). An allowed host must be a name or address that was
+written down; engines are started so that they follow no redirects.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from lmtower.config.types import Images
 from lmtower.recipes.load import ImageTokens
 from lmtower.wire.faults import Fault
 
-_MARKS = (b"image", b"_url", b'"source"', b"video", b"audio", b"\\u00", b"file")
 _URL_KEYS = ("image_url", "video_url", "audio_url", "file_url", "url")
 _MOST_PIXELS = 100_000_000
+_ABSENT = msgspec.Raw(b"")
+"""A field that is not there. Not None: for an optional ``Raw`` msgspec decodes the value after all."""
 
 
 @dataclass(slots=True)
@@ -68,22 +69,58 @@ class Found:
         return b"[" + b",".join(self.raws) + b"]"
 
 
-def may_hold(raw: bytes) -> bool:
-    """Whether the field could name an image at all."""
-    return any(mark in raw for mark in _MARKS)
+class _Item(msgspec.Struct):
+    """The fields of a message, input item or content part that may name media; all others are skipped unread."""
+
+    content: msgspec.Raw = _ABSENT
+    output: msgspec.Raw = _ABSENT
+    image_url: msgspec.Raw = _ABSENT
+    video_url: msgspec.Raw = _ABSENT
+    audio_url: msgspec.Raw = _ABSENT
+    file_url: msgspec.Raw = _ABSENT
+    url: msgspec.Raw = _ABSENT
+    source: msgspec.Raw = _ABSENT
+
+    def names_media(self) -> bool:
+        """Whether media sit here, or in the parts below."""
+        named = (self.image_url, self.video_url, self.audio_url, self.file_url, self.url, self.source)
+        if any(raw is not _ABSENT for raw in named):
+            return True
+        return _parts_name_media(self.content) or _parts_name_media(self.output)
+
+
+_items = msgspec.json.Decoder(list[_Item])
+
+
+def _parts_name_media(raw: msgspec.Raw) -> bool:
+    if bytes(memoryview(raw)[:1]) != b"[":
+        return False
+    try:
+        return any(item.names_media() for item in _items.decode(raw))
+    except msgspec.ValidationError:  # a part that is no object: look at the message as a whole
+        return True
+
+
+def _holders(raw: bytes) -> list[int]:
+    """The messages that may hold media. Text is skipped, not decoded: a long history costs one pass over its bytes."""
+    try:
+        return [index for index, item in enumerate(_items.decode(raw)) if item.names_media()]
+    except msgspec.ValidationError:
+        return list(range(len(msgspec.json.decode(raw, type=list[msgspec.Raw]))))
 
 
 def find(raw: bytes) -> Found | None:
     """All media in ``messages`` or ``input``; None when there are none. Raises Fault(400) on broken JSON."""
-    if raw.lstrip()[:1] != b"[" or not may_hold(raw):
+    if raw.lstrip()[:1] != b"[":
         return None
     try:
+        holders = _holders(raw)
+        if not holders:
+            return None
         raws = [bytes(part) for part in msgspec.json.decode(raw, type=list[msgspec.Raw])]
         found = Found(raws, {}, [])
-        for index, part in enumerate(raws):
-            if not may_hold(part):
-                continue
-            message = msgspec.json.decode(part)
+        for index in holders:
+            message = msgspec.json.decode(raws[index])
             pictures = list(_pictures(message, index))
             if pictures:
                 found.messages[index] = message
