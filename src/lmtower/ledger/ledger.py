@@ -45,6 +45,7 @@ class Ledger:
         self._journal = journal.Journal(self._folder)
         self._keys = KeyTable()
         self._prepared = False
+        self._limited: set[str] = set()
         self._prepare_lock = threading.Lock()
         self._drain_lock = threading.Lock()
         self._drained = -journal.count(
@@ -93,10 +94,14 @@ class Ledger:
         What was used before counts against limits that are new to this process. Blocks (reads the last day and
         month, only when something is limited). Raises LedgerError.
         """
-        limited = [default, *personas.values(), *(client.limits for client in self._keys.clients())]
-        if self._database.exists() and not all(is_unlimited(limits) for limits in limited):
+        limited = {f"persona {name}" for name, limits in personas.items() if not is_unlimited(limits)}
+        limited |= set() if is_unlimited(default) else {"default"}
+        # A key that is made later has no history, so only those of the start matter.
+        limited |= {f"key {client.id}" for client in self._keys.clients() if not is_unlimited(client.limits)}
+        if limited - self._limited and self._database.exists():
             self._prepare()
             self.limits.history = history.read(self._database, self._folder, time.time()).fill
+        self._limited |= limited
         self.limits.default = default
 
     # Numbers for telemetry

@@ -79,6 +79,10 @@ class Report(msgspec.Struct):
     rows: tuple[Row, ...]
     total: Row
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"by": self.by, "rows": [row.as_dict() for row in self.rows], "total": self.total.as_dict()}
+
 
 def checked(by: Sequence[str]) -> tuple[str, ...]:
     """The groups without repeats. Raises Refused for one that does not exist."""

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 3.0
 _ALIVE_SECONDS = 10
-_ANSWER_SECONDS = 0.5
+_ANSWER_SECONDS = 1.0
+_CONNECTIONS = 8
 _PAUSE_SECONDS = 2.0
 """After a failure Redis is left alone for so long; requests do not wait for it meanwhile."""
 _MAX_UNTOLD = 100_000
@@ -76,15 +77,24 @@ class SharedLimits(LocalLimits):
     async def start(self) -> None:
         """Connect and begin to show that this tower lives. A Redis that is down is no error. Raises LedgerError."""
         try:
-            from redis.asyncio import Redis
+            from redis.asyncio import BlockingConnectionPool, Redis
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
         except ImportError as exc:
             raise LedgerError("`redis` is set, but its client is missing: pip install 'lmtower[redis]'") from exc
         try:
-            self._redis = Redis.from_url(
-                self._url, socket_timeout=_ANSWER_SECONDS, socket_connect_timeout=_ANSWER_SECONDS
+            # A burst waits for one of a few connections: opening one per request takes longer than the answers.
+            pool = BlockingConnectionPool.from_url(
+                self._url,
+                max_connections=_CONNECTIONS,
+                timeout=_ANSWER_SECONDS,
+                socket_timeout=_ANSWER_SECONDS,
+                socket_connect_timeout=_ANSWER_SECONDS,
+                retry=Retry(NoBackoff(), 1),  # once, at once: a pooled connection may be of a Redis that is gone
             )
         except ValueError as exc:
             raise LedgerError("`redis` is not a Redis URL; write redis://HOST:6379/0") from exc
+        self._redis = Redis.from_pool(pool)
         for name in ("reserve", "settle", "seed"):
             script = (files("lmtower.ledger") / "lua" / f"{name}.lua").read_text("utf-8")
             self._scripts[name] = self._redis.register_script(script)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +25,18 @@ class Client(msgspec.Struct, frozen=True):
     """Seconds since the epoch; None: never."""
     prefix: str = ""
     created_at: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that may be shown, for JSON."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "prefix": self.prefix,
+            "personas": None if self.personas is None else sorted(self.personas),
+            "limits": None if self.limits is None else self.limits.model_dump(exclude_none=True),
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+        }
 
     def may_use(self, persona: str) -> bool:
         """Whether the key is valid for that persona."""
@@ -84,6 +96,10 @@ class KeyRow(msgspec.Struct, frozen=True):
 
     client: Client
     revoked_at: float | None = None
+
+    def as_dict(self, now: float) -> dict[str, Any]:
+        """Everything that may be shown, for JSON."""
+        return {**self.client.as_dict(), "state": self.state(now), "revoked_at": self.revoked_at}
 
     def state(self, now: float) -> str:
         """``active``, ``expired`` or ``revoked``."""
