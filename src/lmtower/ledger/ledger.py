@@ -132,6 +132,10 @@ class Ledger:
         """Usable keys in memory."""
         return len(self._keys)
 
+    def client_names(self) -> dict[str, str]:
+        """Id -> name of every usable key in memory."""
+        return {client.id: client.name for client in self._keys.clients()}
+
     # The background
 
     async def start(self) -> None:
