@@ -37,17 +37,17 @@ class Admin:
         """The JSON answer of a GET. Raises AdminError."""
         return self._ask("GET", path, None)
 
-    def post(self, path: str, body: object = None) -> Any:
+    def post(self, path: str, body: object = None, *, timeout: float = 30.0) -> Any:
         """The JSON answer of a POST. Raises AdminError."""
-        return self._ask("POST", path, body)
+        return self._ask("POST", path, body, timeout)
 
     def delete(self, path: str) -> Any:
         """The JSON answer of a DELETE. Raises AdminError."""
         return self._ask("DELETE", path, None)
 
-    def _ask(self, method: str, path: str, body: object) -> Any:
+    def _ask(self, method: str, path: str, body: object, timeout: float = 30.0) -> Any:
         host, _, port = self.address.rpartition(":")
-        connection = http.client.HTTPConnection(_reachable(host), int(port), timeout=30)
+        connection = http.client.HTTPConnection(_reachable(host), int(port), timeout=timeout)
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
         try:
             connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)

@@ -31,6 +31,11 @@ COMMANDS: dict[str, Verb] = {
     "usage": Verb("lmtower.cli.usage:usage", "Who used what: requests, tokens, images, money.", "Clients"),
     "store": Verb("lmtower.cli.store:app", "Put documents in vector stores, search them, ask them.", "Clients"),
     "status": Verb("lmtower.cli.status:status", "Engines, personas and the gateway at a glance.", "Tower"),
+    "down": Verb("lmtower.cli.down:down", "Stop the tower and its engines.", "Tower"),
+    "restart": Verb("lmtower.cli.restart:restart", "Stop and start one engine.", "Tower"),
+    "logs": Verb("lmtower.cli.logs:logs", "What an engine wrote.", "Tower"),
+    "diff": Verb("lmtower.cli.diff:diff", "What up would start, stop and replace.", "Tower"),
+    "pull": Verb("lmtower.cli.pull:pull", "Fetch images and weights ahead.", "Tower"),
     "reload": Verb("lmtower.cli.reload:reload", "Make the running tower read its file again.", "Tower"),
     "render": Verb(
         "lmtower.cli.render:app", "Files for Prometheus, Grafana, compose, Kubernetes, ...", "Files and friends"

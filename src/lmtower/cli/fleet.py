@@ -1,68 +1,122 @@
-"""Engines that this process runs itself: started one after the other, watched, restarted, stopped with it."""
+"""The engines of one ``lmtower up``: brought to what the file says, watched, and steered through the admin API."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from lmtower.cli.upstreams import is_external, ports, runtime_of
 from lmtower.config.types import Node, Tower
-from lmtower.engines import LaunchSpec, driver_of
-from lmtower.nodes.supervisor import Supervisor
+from lmtower.errors import EngineError
 from lmtower.plan.types import EnginePlan
 from lmtower.recipes import find
+
+if TYPE_CHECKING:
+    from lmtower.cli.desired import Desired
+    from lmtower.nodes.apply import Event, Outcome
+    from lmtower.nodes.diff import Step
+    from lmtower.nodes.drivers import Driver
+    from lmtower.nodes.supervisor import Supervisor
 
 _CONTEXT = 4096
 _SEQUENCES = 4
 
 
 class Fleet:
-    """The engines of one ``lmtower up``: what the admin API starts, stops and reads the logs of."""
+    """Owns the supervisor. ``read`` gives what the tower file wants now; it is asked again before each step."""
 
-    def __init__(self, specs: Sequence[LaunchSpec], supervisor: Supervisor) -> None:
-        self.specs = tuple(specs)
+    def __init__(
+        self,
+        read: Callable[[], Desired],
+        drivers: Mapping[str, Driver],
+        supervisor: Supervisor,
+        report: Callable[[Event], None],
+    ) -> None:
+        self._read = read
+        self._drivers = drivers
         self._supervisor = supervisor
+        self._report = report
+        self._applying = asyncio.Lock()
 
-    async def start_all(self) -> None:
-        """Start all, one engine at a time, each waited for. Raises EngineError."""
-        for spec in self.specs:
-            await self._supervisor.launch(spec)
+    async def diff(self, engine: str | None = None) -> tuple[tuple[Step, ...], dict[str, str]]:
+        """Steps to what the file wants, and nodes that cannot be asked with the reason."""
+        from lmtower.cli.desired import observe
+        from lmtower.nodes.diff import diff
+
+        found, unreachable = await observe(self._drivers)
+        specs = [spec for spec in self._read().specs if spec.node not in unreachable]
+        steps = diff(specs, [each for each in found if each.node in self._drivers])
+        return tuple(step for step in steps if engine in (None, step.engine)), unreachable
+
+    async def apply(self, steps: tuple[Step, ...]) -> Outcome:
+        """Carry steps out and watch what runs then; engines on nodes that are away are watched for their return."""
+        from lmtower.cli.desired import needs_of, probes_of
+        from lmtower.nodes.apply import Apply
+
+        wanted = self._read()
+        async with self._applying:
+            apply = Apply(
+                self._drivers,
+                self._supervisor,
+                needs=needs_of(wanted),
+                probes=probes_of(wanted),
+                report=self._report,
+            )
+            return await apply.run(steps)
+
+    async def await_return(self, unreachable: Mapping[str, str]) -> None:
+        """Watch engines of nodes that could not be asked; they are picked up when the node is back."""
+        for spec in self._read().specs:
+            if spec.node in unreachable:
+                self._supervisor.adopt(spec, "starting")
 
     async def start(self, engine: str) -> None:
-        """Start the copies of one engine. Raises EngineError."""
-        for spec in self.specs:
-            if spec.engine == engine:
-                await self._supervisor.launch(spec)
+        """Start the copies of one engine that do not run as the file says. Raises EngineError."""
+        steps, _ = await self.diff(engine)
+        await self._carry_out(tuple(step for step in steps if step.spec is not None), engine)
 
     async def stop(self, engine: str) -> None:
         """Stop the copies of one engine until the next start."""
         await self._supervisor.stop(engine)
 
     async def restart(self, engine: str) -> None:
-        """Stop and start the copies of one engine."""
-        await self._supervisor.restart(engine)
+        """Stop and start the copies of one engine, as the file says now."""
+        from lmtower.nodes.diff import Step
+
+        specs = [spec for spec in self._read().specs if spec.engine == engine]
+        steps = (Step("replace", engine, spec.node, spec.name, "restart", spec) for spec in specs)
+        await self._carry_out(tuple(steps), engine)
 
     async def logs(self, engine: str, lines: int) -> str:
         """The last lines of one engine."""
         return await self._supervisor.logs(engine, lines)
 
     async def close(self) -> None:
-        """Stop every child."""
+        """Stop every child; containers stay."""
         await self._supervisor.close()
+
+    async def _carry_out(self, steps: tuple[Step, ...], engine: str) -> None:
+        if not steps:
+            raise EngineError(f"there is no engine {engine!r} to start in the tower file")
+        outcome = await self.apply(steps)
+        if outcome.failed:
+            raise EngineError("\n".join(outcome.failed.values()))
 
 
 def child_plans(tower: Tower) -> tuple[EnginePlan, ...]:
-    """Engines that run as child processes, as the tower file writes them: no card, so nothing to compute."""
+    """Engines on machines without a GPU, as the tower file writes them: there is no card, so nothing to compute."""
     found = []
     for order, (name, port) in enumerate(ports(tower).items()):
         engine = tower.engines[name]
-        node = engine.node or next(iter(tower.nodes), "local")
-        if is_external(engine) or driver_of(tower.nodes.get(node, Node())) != "process":
+        nodes = engine.nodes or ((engine.node,) if engine.node else (next(iter(tower.nodes), "local"),))
+        if is_external(engine) or any(not _bare(tower.nodes.get(node, Node())) for node in nodes):
             continue
         context = engine.context if isinstance(engine.context, int) else _CONTEXT
         found.append(
             EnginePlan(
                 name=name,
-                nodes=(node,),
+                nodes=nodes,
                 model=engine.model,
                 runtime=engine.runtime or runtime_of(engine.model),
                 version=engine.version,
@@ -78,6 +132,12 @@ def child_plans(tower: Tower) -> tuple[EnginePlan, ...]:
                 overhead_bytes=0,
                 port=port,
                 start_order=order,
+                prefix_caching=engine.prefix_caching,
             )
         )
     return tuple(found)
+
+
+def _bare(node: Node) -> bool:
+    """True for a machine without a GPU: ``cpu``, or this machine when nothing else is said."""
+    return node.hardware == "cpu" or (node.hardware is None and node.address == "local")

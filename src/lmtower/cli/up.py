@@ -1,8 +1,11 @@
-"""``lmtower up``: plan, start what is missing, then serve; engines that are child processes stop with it."""
+"""``lmtower up``: plan, bring every node to what the file says, then serve.
+
+A second ``up`` changes only what has changed. When a tower runs on this data folder already, the change is carried out
+by that tower, because it watches the engines.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,16 +17,24 @@ if TYPE_CHECKING:
     from lmtower.cli.fleet import Fleet
     from lmtower.cli.serving import Serving
     from lmtower.config import Loaded
+    from lmtower.nodes.diff import Step
     from lmtower.nodes.supervisor import EngineStatus
 
 
 def up(
     ctx: typer.Context,
     port: Annotated[int | None, typer.Option(help="Port for clients; the admin listener takes the next one.")] = None,
-) -> None:
-    """Plan, start what is missing, then serve. Ctrl-C stops everything that this command started."""
-    from lmtower.cli.fleet import child_plans
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before running engines are touched.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Serve in the background.")] = False,
+) -> int:
+    """Plan, start what is missing, replace what has changed, then serve.
+
+    Ctrl-C stops the gateway and the engines that are its child processes; containers run on until `lmtower down`.
+    """
+    from lmtower.cli.desired import desired_of, engine_key
+    from lmtower.cli.detached import start_detached
     from lmtower.cli.logs_setup import configure_logs
+    from lmtower.cli.running import change_running_tower, running_tower
     from lmtower.cli.serving import Serving, run, with_port
 
     options: Globals = ctx.obj
@@ -31,39 +42,70 @@ def up(
     overrides = with_port(loaded, port)
     if overrides:
         loaded = options.load(overrides)
+    if running_tower(options.data_dir):
+        return change_running_tower(options, loaded, yes=yes)
+    if detach:
+        return start_detached(options, port, yes=yes)
     configure_logs(as_json=options.json)
-    plans = child_plans(loaded.tower)
-    serving = Serving(options, overrides, {plan.name: plan for plan in plans})
-    run(lambda: _up(serving, loaded))
+    wanted = desired_of(options, loaded)
+    serving = Serving(options, overrides, dict(wanted.rows), engine_key(options.data_dir))
+    run(lambda: _up(serving, loaded, yes=yes))
+    return 0
 
 
-async def _up(serving: Serving, loaded: Loaded) -> None:
+async def _up(serving: Serving, loaded: Loaded, *, yes: bool) -> None:
     from lmtower.cli.serving import serve_until_stopped
     from lmtower.cli.welcome import welcome
+    from lmtower.errors import EngineError, NodeError
 
-    fleet = _fleet(serving, loaded)
+    fleet = make_fleet(serving.options, loaded)
     try:
-        await fleet.start_all()
+        steps, unreachable = await fleet.diff()
+        for reason in unreachable.values():
+            print(reason, file=sys.stderr)
+        confirm(steps, yes=yes)
+        outcome = await fleet.apply(steps)
+        await fleet.await_return(unreachable)
+        if not any(step.action in ("keep",) for step in steps) and not outcome.started:
+            if outcome.failed:
+                raise EngineError("no engine could be started.\n" + "\n".join(outcome.failed.values()))
+            if unreachable and not steps:
+                raise NodeError("no node can be reached; nothing was started.")
         await serve_until_stopped(serving, loaded, welcome(serving.options), fleet)
     finally:
         await fleet.close()
 
 
-def _fleet(serving: Serving, loaded: Loaded) -> Fleet:
+def make_fleet(options: Globals, loaded: Loaded) -> Fleet:
+    """The fleet of a tower file, with a driver for every node. The file is read again whenever it is asked."""
+    from lmtower.cli.desired import desired_of, drivers_of
     from lmtower.cli.fleet import Fleet
-    from lmtower.engines import Outside, build_specs
-    from lmtower.nodes.drivers.process import ProcessDriver
+    from lmtower.cli.progress import Printer
     from lmtower.nodes.supervisor import Supervisor
-    from lmtower.plan.types import Plan
 
-    plan = Plan(tuple(serving.plans.values()), (), fits=True)
-    specs = build_specs(plan, loaded.tower, Outside(serving.engine_key, python=sys.executable))
-    nodes = dict.fromkeys(spec.node for spec in specs)
-    drivers = {node: ProcessDriver(node, serving.options.data_dir, os.environ) for node in nodes}
-    return Fleet(specs, Supervisor(drivers, on_change=_tell))
+    drivers = drivers_of(options, loaded.tower)
+    supervisor = Supervisor(drivers, on_change=tell)
+    return Fleet(lambda: desired_of(options, options.load()), drivers, supervisor, Printer())
 
 
-def _tell(status: EngineStatus) -> None:
-    """Say on the terminal what an engine does."""
-    detail = f": {status.detail}" if status.detail else ""
-    print(f"engine {status.spec.engine} {status.state}{detail}", file=sys.stderr, flush=True)
+def confirm(steps: tuple[Step, ...], *, yes: bool) -> None:
+    """Print the diff; ask when a running engine would be touched. Raises Refused when nobody says yes."""
+    from lmtower.cli.progress import diff_text
+    from lmtower.errors import Refused
+
+    if all(step.action == "keep" for step in steps):
+        return
+    print(diff_text(steps), file=sys.stderr, flush=True)
+    if yes or not any(step.touches for step in steps):
+        return
+    if not sys.stdin.isatty():
+        raise Refused("running engines would be stopped or replaced; nothing was touched. Add --yes to do it.")
+    if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise Refused("nothing was touched.")
+
+
+def tell(status: EngineStatus) -> None:
+    """Say on the terminal when an engine ends or comes back by itself."""
+    if status.state in ("failed", "ready") or status.detail:
+        detail = f": {status.detail}" if status.detail else ""
+        print(f"engine {status.spec.engine} {status.state}{detail}", file=sys.stderr, flush=True)

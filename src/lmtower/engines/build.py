@@ -50,7 +50,7 @@ def bind_of(node: Node) -> str:
 
 def without_gpu(node: Node, facts: NodeFacts | None) -> bool:
     """True for a machine of which neither the tower file nor a probe knows a GPU."""
-    return node.hardware is None and (facts is None or facts.capability == 0)
+    return node.hardware in (None, "cpu") and (facts is None or facts.capability == 0)
 
 
 def build_specs(plan: Plan, tower: Tower, outside: Outside) -> tuple[LaunchSpec, ...]:
@@ -147,7 +147,7 @@ def _contained(spec: LaunchSpec, node: Node, plan: EnginePlan, engine: Engine, *
         spec,
         env={**_CACHES, **spec.env},
         mounts=(models, caches, *llamacpp.model_mounts(plan.model), *map(_mount, engine.mounts)),
-        devices=() if cpu else ("all",),
+        devices=() if cpu else tuple(str(index) for index in plan.devices) or ("all",),
         ulimits=_ULIMITS,
         shm_bytes=_SHM_PARALLEL_BYTES if plan.tensor_parallel > 1 else _SHM_BYTES,
     )

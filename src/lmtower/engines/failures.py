@@ -104,7 +104,7 @@ _RULES = (
         r"|Cannot find any model weights"
         r"|model file '[^']*' does not exist|LocalEntryNotFoundError|We couldn't connect to|couldn't find them in the"
         r"|Invalid repository ID or local directory|gguf_init_from_file: failed to open|no bundled model"
-        r"|HFValidationError|EntryNotFoundError|Can't load the configuration of",
+        r"|bind source path does not exist|HFValidationError|EntryNotFoundError|Can't load the configuration of",
         "the model's weights are missing on the node and could not be fetched",
         "Check the spelling of model, the node's network, or put the folder there: lmtower pull",
     ),

@@ -105,9 +105,8 @@ class Apply:
     async def _start(self, step: Step, spec: LaunchSpec) -> None:
         need = self._needs.get(spec.engine, Need())
         driver = self._drivers[spec.node]
-        if spec.image:
-            with self._phase(step, "image", spec.image):
-                await driver.pull(spec, lambda at: self._report(Event(spec.engine, spec.node, "image", progress=at)))
+        with self._phase(step, "fetch", spec.image or spec.served_model):
+            await driver.pull(spec, lambda at: self._report(Event(spec.engine, spec.node, "fetch", progress=at)))
         await driver.stop(spec.name)
         before = await self._sufficient_memory(step, spec, need)
         with self._phase(step, "load"):

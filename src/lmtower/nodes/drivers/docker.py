@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,7 @@ from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LABEL_ENGINE, LABEL_PORT, LABEL_SPEC, LaunchSpec
 from lmtower.errors import EngineError, NodeError
 from lmtower.nodes.drivers.base import Observed, Progress, Report
+from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
 from lmtower.nodes.reach import explain_unreachable
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class DockerDriver:
         """Create and start the container; the image is pulled when it is missing. Raises EngineError, NodeError."""
         await self.stop(spec.name)
         if not await self._ask(lambda client: _has_image(client, spec.image or "")):
-            await self.pull(spec, lambda _: None)
+            await self._pull_image(spec, spec.image or "", lambda _: None)
         await self._ask(lambda client: _check_architecture(client, spec))
         await self._ask(lambda client: _run(client, spec))
 
@@ -98,11 +100,13 @@ class DockerDriver:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def pull(self, spec: LaunchSpec, report: Report) -> None:
-        """Fetch the image with progress. Raises EngineError that says whether it is missing or the disk is full."""
-        image = spec.image or ""
-        if await self._ask(lambda client: _has_image(client, image)):
-            return
+        """Fetch image and weights with progress. Raises EngineError that says what is missing or full."""
+        if not await self._ask(lambda client: _has_image(client, spec.image or "")):
+            await self._pull_image(spec, spec.image or "", report)
+        if spec.runtime == "vllm" and is_hub_model(spec.served_model) and spec.role != "worker":
+            await self._fetch_weights(spec, report)
 
+    async def _pull_image(self, spec: LaunchSpec, image: str, report: Report) -> None:
         def act(client: DockerClient) -> None:
             repository, tag = _split(image)
             layers: dict[str, tuple[int, int]] = {}
@@ -119,6 +123,24 @@ class DockerDriver:
             await self._ask(act)
         except NodeError as error:
             raise EngineError(_image_error(spec, self.node, str(error.__cause__ or error))) from error
+
+    async def _fetch_weights(self, spec: LaunchSpec, report: Report) -> None:
+        """Run the fetch program in a container of its own, with the engine's image and volumes."""
+        what = f"weights {spec.served_model}"
+        command = fetch_command("python3", spec.served_model)
+        helper = replace(spec, engine=f"{spec.engine}-fetch", argv=command, devices=(), restart="no", labels={})
+        await self.stop(helper.name)
+        await self._ask(lambda client: _run(client, helper))
+        try:
+            async for line in self.follow(helper.name):
+                if (at := parse_progress(line)) is not None:
+                    report(Progress(what, *at))
+            status = await self._ask(lambda client: int(client.containers.get(helper.name).wait()["StatusCode"]))
+            if status:
+                failure = recognise(await self.logs(helper.name), status, engine=spec.engine)
+                raise EngineError(f"engine {spec.engine!r}: {failure}")
+        finally:
+            await self.stop(helper.name, grace_seconds=0)
 
     async def close(self) -> None:
         """Close the connection; containers stay."""
@@ -215,6 +237,7 @@ def _run(client: DockerClient, spec: LaunchSpec) -> None:
 def container_options(spec: LaunchSpec) -> dict[str, Any]:
     """The spec as arguments of ``containers.create``. Importing the package is all that it needs of Docker."""
     from docker.types import DeviceRequest, LogConfig, Ulimit
+    from docker.types import Mount as DockerMount
 
     policy, _, times = spec.restart.partition(":")
     options: dict[str, Any] = {
@@ -225,9 +248,11 @@ def container_options(spec: LaunchSpec) -> dict[str, Any]:
         "environment": {**spec.env, **spec.secrets},
         "labels": dict(spec.labels),
         "network_mode": "host",
-        "volumes": {
-            mount.source: {"bind": mount.target, "mode": "ro" if mount.read_only else "rw"} for mount in spec.mounts
-        },
+        "volumes": {each.source: {"bind": each.target, "mode": "rw"} for each in spec.mounts if not each.read_only},
+        # A missing folder of a volume is made anew; what is only read must be there, or it would look empty.
+        "mounts": [
+            DockerMount(each.target, each.source, type="bind", read_only=True) for each in spec.mounts if each.read_only
+        ],
         "ulimits": [Ulimit(name=name, soft=value, hard=value) for name, value in spec.ulimits.items()],
         "log_config": LogConfig(type=LogConfig.types.JSON, config=_LOG_OPTIONS),
         "restart_policy": {"Name": policy, **({"MaximumRetryCount": int(times)} if times else {})},

@@ -14,14 +14,16 @@ import json
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError
-from lmtower.nodes.drivers.base import Observed, Report
+from lmtower.nodes.drivers.base import Observed, Progress, Report
+from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
 from lmtower.nodes.tail import follow_file, last_lines
 
 _LOG_LIMIT_BYTES = 32 * 1024**2
@@ -106,7 +108,22 @@ class ProcessDriver:
             yield line
 
     async def pull(self, spec: LaunchSpec, report: Report) -> None:
-        """A process has no image."""
+        """A process has no image; its weights are fetched by its own Python. Raises EngineError."""
+        if spec.runtime != "vllm" or not is_hub_model(spec.served_model):
+            return
+        command = fetch_command(spec.argv[0], spec.served_model)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env={**self._environ, **spec.env, **spec.secrets}
+        )
+        assert process.stdout is not None
+        said: list[str] = []
+        async for raw in process.stdout:
+            line = raw.decode("utf-8", "replace")
+            said = [*said[-200:], line]
+            if (at := parse_progress(line)) is not None:
+                report(Progress(f"weights {spec.served_model}", *at))
+        if await process.wait():
+            raise EngineError(f"engine {spec.engine!r}: {recognise(''.join(said), 1, engine=spec.engine)}")
 
     async def close(self) -> None:
         """End all children."""

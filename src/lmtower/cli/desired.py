@@ -1,0 +1,158 @@
+"""What a tower file wants to run, and the drivers to run it with: for up, diff, restart, pull and down."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmtower.cli.fleet import child_plans
+from lmtower.cli.upstreams import is_external
+from lmtower.config.types import Node, Tower
+from lmtower.engines import LaunchSpec, Outside, build_specs, driver_of
+from lmtower.errors import PlanError, Refused
+from lmtower.plan.types import EnginePlan, NodeFacts, NodePlan, Plan
+
+if TYPE_CHECKING:
+    from lmtower.cli.globals import Globals
+    from lmtower.config import Loaded
+    from lmtower.nodes.apply import Need
+    from lmtower.nodes.drivers import Driver, Observed
+    from lmtower.nodes.memory import MemoryProbe
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The plan and the specs of one tower file. ``specs`` are in start order."""
+
+    tower: Tower
+    plan: Plan
+    specs: tuple[LaunchSpec, ...]
+
+    @property
+    def rows(self) -> Mapping[str, EnginePlan]:
+        """Planned engines by name."""
+        return {row.name: row for row in self.plan.engines}
+
+
+def desired_of(options: Globals, loaded: Loaded) -> Desired:
+    """Plan the tower file and write every engine down. Raises PlanError with all reasons when it does not fit."""
+    tower = loaded.tower
+    plan = plan_of(loaded, options.environ)
+    if not plan.fits:
+        raise PlanError("\n".join(plan.reasons))
+    outside = Outside(engine_key(options.data_dir), options.environ.get("HF_TOKEN"), sys.executable)
+    return Desired(tower, plan, build_specs(plan, tower, outside))
+
+
+def plan_of(loaded: Loaded, environ: Mapping[str, str]) -> Plan:
+    """Engines on nodes with known hardware are solved; those of a machine without a GPU run as they are written."""
+    tower = loaded.tower
+    for name, node in tower.nodes.items():
+        if node.hardware is None and node.address != "local":
+            raise Refused(
+                f"nodes.{name}.hardware: missing, so nothing can be planned for it. Write hardware: dgx-spark, "
+                "a size such as 24 GiB, or cpu for a machine without a GPU"
+            )
+    written = child_plans(tower)
+    known = {row.name for row in written}
+    rest = {name: each for name, each in tower.engines.items() if name not in known and not is_external(each)}
+    if not rest:
+        return Plan(written, (), fits=True)
+    from lmtower.plan.solve import plan, tower_facts
+    from lmtower.plan.sources import collect
+
+    nodes = {name: node for name, node in tower.nodes.items() if node.hardware not in (None, "cpu")}
+    part = tower.model_copy(update={"engines": rest, "nodes": nodes})
+    facts = tower_facts(part)
+    solved = plan(part, facts, collect(part, loaded.path.parent, environ))
+    rows = tuple(_with_port(row, tower) for row in solved.engines)
+    return Plan((*rows, *written), solved.nodes or _bare(facts), solved.fits, solved.reasons, solved.warnings)
+
+
+def _with_port(row: EnginePlan, tower: Tower) -> EnginePlan:
+    """Ports count over the whole file, as the gateway counts them."""
+    from dataclasses import replace
+
+    from lmtower.cli.upstreams import ports
+
+    return replace(row, port=ports(tower)[row.name])
+
+
+def _bare(facts: Mapping[str, NodeFacts]) -> tuple[NodePlan, ...]:
+    return tuple(NodePlan(each, (), 0, 0, 0) for each in facts.values())
+
+
+def drivers_of(options: Globals, tower: Tower) -> dict[str, Driver]:
+    """A driver for every node of the file; ``local`` for engines that name none."""
+    nodes = dict(tower.nodes) or {"local": Node()}
+    return {name: driver_for(options, name, node) for name, node in nodes.items()}
+
+
+def driver_for(options: Globals, name: str, node: Node) -> Driver:
+    """The driver that the tower file asks for."""
+    if driver_of(node) == "process":
+        from lmtower.nodes.drivers.process import ProcessDriver
+
+        return ProcessDriver(name, options.data_dir, os.environ)
+    from lmtower.nodes.drivers.docker import DockerDriver
+
+    socket = options.environ.get("DOCKER_HOST") if node.address == "local" else None
+    return DockerDriver(name, node.address, socket)
+
+
+async def observe(drivers: Mapping[str, Driver]) -> tuple[tuple[Observed, ...], dict[str, str]]:
+    """What runs on every node, and the reason for each node that cannot be asked."""
+    import asyncio
+
+    from lmtower.errors import NodeError
+
+    async def ask(name: str, driver: Driver) -> tuple[str, tuple[Observed, ...] | NodeError]:
+        try:
+            return name, await driver.observe()
+        except NodeError as error:
+            return name, error
+
+    answers = await asyncio.gather(*(ask(name, driver) for name, driver in drivers.items()))
+    found = [each for _, answer in answers if not isinstance(answer, NodeError) for each in answer]
+    return tuple(found), {name: str(answer) for name, answer in answers if isinstance(answer, NodeError)}
+
+
+def needs_of(wanted: Desired) -> dict[str, Need]:
+    """Memory and warm-up requests of every engine, for ``Apply``."""
+    from lmtower.cli.prefixes import prefix_requests
+    from lmtower.engines.shapes import shape_requests
+    from lmtower.nodes.apply import Need
+
+    facts = {node.facts.name: node.facts for node in wanted.plan.nodes}
+    needs = {}
+    for name, row in wanted.rows.items():
+        reserve = max((facts[node].reserve for node in row.nodes if node in facts), default=0)
+        warm = (*shape_requests(row), *prefix_requests(wanted.tower, row))
+        needs[name] = Need(row.total_bytes, reserve, warm)
+    return needs
+
+
+def probes_of(wanted: Desired) -> dict[str, MemoryProbe]:
+    """How each planned node is asked for its free memory. Nodes that were not planned are not asked."""
+    from lmtower.nodes.memory import probe_of
+
+    return {
+        node.facts.name: probe_of(wanted.tower.nodes[node.facts.name].address, card=not node.facts.unified)
+        for node in wanted.plan.nodes
+        if node.facts.name in wanted.tower.nodes
+    }
+
+
+def engine_key(data_dir: Path) -> str:
+    """The key that engines ask the gateway for; made on the first start, readable by its owner only."""
+    path = data_dir / "engine.key"
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    return path.read_text("utf-8").strip()
