@@ -78,6 +78,8 @@ def prepare_responses(top: Top, persona: CompiledPersona, asked: str, request_id
     """``/v1/responses``: the prompt goes into ``instructions``; nothing is stored."""
     if "input" not in top:
         raise Fault(400, "missing_field", "The field 'input' is missing.", param="input")
+    if (_raw(top, "input") or b"").lstrip()[:1] not in (b'"', b"["):
+        raise Fault(400, "invalid_type", "The field 'input' must be a string or a list of items.", param="input")
     _refuse_state(top)
     apply_common(top, _renamed(persona, _RESPONSES_NAMES), trace)
     _nest(top, "reasoning_effort", "reasoning", "effort", trace)
