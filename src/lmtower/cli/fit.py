@@ -138,7 +138,10 @@ def _lines(found: Fit, question: Question) -> list[str]:
         rows.append(("decode", f"{speed:.0f} tokens/s", "at most, one stream: bandwidth / bytes read for a token"))
     if made.has_cache and question.context is None and found.longest_context != found.context:
         rows.append(("longest", f"{found.longest_context:,} tokens", "the longest request that fits"))
-    title = f"{made.files.name} ({shape.family if shape else 'GGUF'}; {made.files.origin}){where}: {'fits' if found.fits else 'does not fit'}"
+    title = (
+        f"{made.files.name} ({shape.family if shape else 'GGUF'}; {made.files.origin}){where}: "
+        f"{'fits' if found.fits else 'does not fit'}"
+    )
     notes = [f"  {reason}" for reason in found.reasons] + [f"  warning: {warning}" for warning in found.warnings]
     return [title, table(("", "", ""), rows), *notes]
 

@@ -62,7 +62,7 @@ def planned(
 ) -> tuple[Plan, Mapping[str, ModelFiles]]:
     """The plan of a loaded tower file with what was learned before, and the model files it was made from."""
     from lmtower.plan.observe import correction_for
-    from lmtower.plan.solve import plan as solve
+    from lmtower.plan.planner import plan as solve
     from lmtower.plan.sources import collect
 
     models = collect(loaded.tower, loaded.path.parent, environ, offline=offline)
@@ -150,7 +150,7 @@ def _write_page(path: Path, made: Plan, source: Path) -> None:
 def _explain(options: Globals, loaded: Loaded, made: Plan, models: Mapping[str, ModelFiles], name: str) -> None:
     from lmtower.errors import PlanError
     from lmtower.plan.explain import explain
-    from lmtower.plan.solve import tower_facts
+    from lmtower.plan.planner import tower_facts
     from lmtower.plan.wants import want
 
     if name not in models:

@@ -68,7 +68,7 @@ class Estimate:
         return self.cache.bytes_per_block > 0 and self.cache.blocks_per_request(1) > 0
 
     def pool_bytes(self, context: int, sequences: int) -> int:
-        """Cache that ``sequences`` requests of ``context`` tokens need, with vLLM's null block and room for 1.1 at least.
+        """Cache that ``sequences`` requests of ``context`` tokens need, with vLLM's null block; 1.1 requests at least.
 
         A pool about 1 % above one request hung with align and speculative decoding (field report).
         """
@@ -209,7 +209,8 @@ def _estimate_gguf(files: ModelFiles, options: Options, facts: NodeFacts | None)
     assert model is not None
     if options.kv_cache_dtype not in cache_dtypes():
         raise PlanError(
-            f"kv_cache_dtype: {options.kv_cache_dtype!r} is not known to llama.cpp. Write one of {', '.join(cache_dtypes())}",
+            f"kv_cache_dtype: {options.kv_cache_dtype!r} is not known to llama.cpp. Write one of "
+            f"{', '.join(cache_dtypes())}",
             field="kv_cache_dtype",
         )
     tp = options.tensor_parallel

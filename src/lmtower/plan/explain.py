@@ -27,7 +27,8 @@ def explain(estimate: Estimate, context: int, pool: int, facts: NodeFacts | None
         if facts.bandwidth_bytes_per_second and estimate.has_cache:
             active = estimate.weights.active_bytes
             lines.append(
-                f"decode bound: {facts.bandwidth_bytes_per_second / 1e9:.0f} GB/s / {active / 1e9:.2f} GB read for each token = "
+                f"decode bound: {facts.bandwidth_bytes_per_second / 1e9:.0f} GB/s / {active / 1e9:.2f} "
+                "GB read for each token = "
                 f"{facts.bandwidth_bytes_per_second / max(1, active):.1f} tokens/s for one stream"
             )
     return tuple(lines)
@@ -57,10 +58,19 @@ def _cache(estimate: Estimate, context: int, pool: int) -> Iterator[str]:
         needed = cache.blocks_per_request(context)
         yield f"pool: {_gib(pool)} / {cache.bytes_per_block:,} B = {blocks:,} blocks (vLLM's null block among them)"
         counts = " + ".join(f"{cache._group_blocks(group.spec, context)}" for group in cache.groups[:12])
-        yield f"one request of {context:,} tokens: {counts}{' + …' if len(cache.groups) > 12 else ''} = {needed:,} blocks = {_gib(cache.bytes_per_request(context))}"
-        yield f"concurrency: {blocks:,} / {needed:,} = {cache.concurrency(blocks, context):.2f} ×; log line: {cache.tokens(blocks, context):,} tokens"
+        yield (
+            f"one request of {context:,} tokens: {counts}{' + …' if len(cache.groups) > 12 else ''} = "
+            f"{needed:,} blocks = {_gib(cache.bytes_per_request(context))}"
+        )
+        yield (
+            f"concurrency: {blocks:,} / {needed:,} = {cache.concurrency(blocks, context):.2f} ×; log line: "
+            f"{cache.tokens(blocks, context):,} tokens"
+        )
         return
-    yield f"KV cache: one sequence of {context:,} tokens takes {_gib(cache.bytes_per_request(context))}; the pool is {_gib(pool)}"
+    yield (
+        f"KV cache: one sequence of {context:,} tokens takes {_gib(cache.bytes_per_request(context))}; the "
+        f"pool is {_gib(pool)}"
+    )
 
 
 def _geometry(estimate: Estimate, cache: KvLayout) -> Iterator[str]:
@@ -75,7 +85,10 @@ def _geometry(estimate: Estimate, cache: KvLayout) -> Iterator[str]:
             yield f"{what}, latent: {token} B a token and layer in {estimate.kv_cache_dtype}"
         else:
             heads = max(1, attention.kv_heads // options.tensor_parallel)
-            yield f"{what}: {heads} KV heads × ({attention.head_dim} + {attention.value_dim}) in {estimate.kv_cache_dtype} = {token:,} B a token and layer"
+            yield (
+                f"{what}: {heads} KV heads × ({attention.head_dim} + {attention.value_dim}) in "
+                f"{estimate.kv_cache_dtype} = {token:,} B a token and layer"
+            )
     if shape.state is not None:
         state = shape.state
         page = state_page_bytes(state, options)

@@ -141,7 +141,10 @@ def _reasons(
     if facts is not None and made.files.gguf is None and "vllm" not in facts.runtimes:
         yield f"hardware: vLLM does not run on {facts.hardware}. Take a GGUF model with llama.cpp"
     if facts is not None and question.options.tensor_parallel > facts.gpus:
-        yield f"tensor_parallel_size: {question.options.tensor_parallel} GPUs wanted, {facts.gpus} there. Write --hardware '{question.options.tensor_parallel}x {facts.hardware}'"
+        yield (
+            f"tensor_parallel_size: {question.options.tensor_parallel} GPUs wanted, {facts.gpus} there. "
+            f"Write --hardware '{question.options.tensor_parallel}x {facts.hardware}'"
+        )
     if made.has_cache:
         yield from _pool_reasons(question, made, context, pool, blocks)
     if room is not None and facts is not None:
@@ -151,11 +154,16 @@ def _reasons(
         if needed > room:
             yield (
                 f"hardware: {needed / _GIB:.2f} GiB needed (weights {made.weights.bytes / _GIB:.2f}, overhead "
-                f"{made.overhead.total_bytes / _GIB:.2f}, KV cache {(needed - made.fixed_bytes) / _GIB:.2f}), {room / _GIB:.2f} GiB may be used of "
-                f"{facts.memory_total_bytes / _GIB:.2f} (reserve {facts.reserve / _GIB:.2f}): {(needed - room) / _GIB:.2f} GiB too much"
+                f"{made.overhead.total_bytes / _GIB:.2f}, KV cache "
+                f"{(needed - made.fixed_bytes) / _GIB:.2f}), {room / _GIB:.2f} GiB may be used of "
+                f"{facts.memory_total_bytes / _GIB:.2f} (reserve {facts.reserve / _GIB:.2f}): "
+                f"{(needed - room) / _GIB:.2f} GiB too much"
             )
     elif question.pool_bytes is None:
-        yield "note: no hardware and no KV pool were given, so there is nothing that it could exceed; the pool shown holds one request"
+        yield (
+            "note: no hardware and no KV pool were given, so there is nothing that it could exceed; the "
+            "pool shown holds one request"
+        )
 
 
 def _pool_reasons(question: Question, made: Estimate, context: int, pool: int, blocks: int) -> Iterator[str]:
@@ -164,14 +172,23 @@ def _pool_reasons(question: Question, made: Estimate, context: int, pool: int, b
         longest = cache.longest(blocks, context)
         advice = f"max_model_len: {longest} fits" if longest > 0 else "not even one token fits"
         needed = cache.bytes_per_request(context)
-        yield f"kv_cache: one request of {context} tokens needs {needed / _GIB:.2f} GiB, the pool has {pool / _GIB:.2f} GiB. {advice}"
+        yield (
+            f"kv_cache: one request of {context} tokens needs {needed / _GIB:.2f} GiB, the pool has "
+            f"{pool / _GIB:.2f} GiB. {advice}"
+        )
     if made.mamba_cache_mode is not None and question.sequences_given and 0 < blocks < question.options.max_num_seqs:
-        yield f"max_num_seqs: {question.options.max_num_seqs} exceeds available Mamba cache blocks ({blocks}). {blocks} works"
+        yield (
+            f"max_num_seqs: {question.options.max_num_seqs} exceeds available Mamba cache blocks "
+            f"({blocks}). {blocks} works"
+        )
     batch = made.max_num_batched_tokens
     if made.mamba_cache_mode == "align" and made.rules.align_needs_batch and batch < cache.block_size:
         given = question.options.max_num_batched_tokens is not None
         prefix = "" if given else "note: "
-        yield f"{prefix}max_num_batched_tokens: {batch} is below the block of {cache.block_size} tokens, which vLLM {made.rules.version} refuses. {cache.block_size} works"
+        yield (
+            f"{prefix}max_num_batched_tokens: {batch} is below the block of {cache.block_size} tokens, "
+            f"which vLLM {made.rules.version} refuses. {cache.block_size} works"
+        )
 
 
 def as_json(answer: Fit, question: Question) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The head of a GGUF file: metadata and tensor sizes, without the tensors. Format: ggml's docs/gguf.md, versions 2 and 3.
+"""The head of a GGUF file: metadata and tensor sizes, without the tensors. Format: ggml's docs/gguf.md, v2 and v3.
 
 ``gguf.GGUFReader`` builds an object for every token of the vocabulary (5 s for 49k tokens); planning needs none of
 them, so long arrays are stepped over. Sizes of the quantisation types come from the ``gguf`` package.

@@ -180,7 +180,8 @@ def page_bytes_per_token(attention: Attention, options: KvOptions) -> int:
     """Bytes of one token in one layer: ``kv_heads × (head_k + head_v) × element``.
 
     KV heads are copied when there are fewer than ranks. nvfp4 keeps head_dim/2 + head_dim/16 bytes a vector
-    (block 2848 of a Qwen3.8-27B log). MLA keeps one vector of ``kv_lora_rank + qk_rope_head_dim`` whatever the ranks; ``fp8_ds_mla`` packs it in 656 bytes.
+    (block 2848 of a Qwen3.8-27B log). MLA keeps one vector of
+    ``kv_lora_rank + qk_rope_head_dim`` whatever the ranks; ``fp8_ds_mla`` packs it in 656 bytes.
     """
     if attention.latent is not None:
         width = attention.latent.kv_lora_rank + attention.latent.rope_dim

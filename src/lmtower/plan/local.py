@@ -10,7 +10,7 @@ _GIB = 1024**3
 
 
 def this_machine(name: str, reserve_bytes: int | None = None, meminfo: Path = Path("/proc/meminfo")) -> NodeFacts:
-    """Memory from /proc/meminfo, or from sysconf where there is none (macOS). The reserve is small: it is in use already."""
+    """Memory from /proc/meminfo, or from sysconf where there is none (macOS). The reserve is small here."""
     import os
 
     total, available = _meminfo(meminfo)

@@ -50,7 +50,7 @@ _PREFIX = re.compile(r"^.*?\b(?:vllm|core|gpu_\w+|kv_cache_utils|worker)\S*\]\s*
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Figures of one start, as far as the log gives them. The last line of a kind wins (an engine that was restarted)."""
+    """Figures of one start, as far as the log gives them. The last line of a kind wins (restarts)."""
 
     figures: Mapping[str, float]
     refusal: str | None = None
@@ -73,7 +73,8 @@ def read_log(text: str) -> Observation:
             refusal = _PREFIX.sub("", line).strip()
     if not figures and refusal is None:
         raise PlanError(
-            "the log has none of vLLM's memory lines (“Model loading took”, “Available KV cache memory”, “GPU KV cache size”)",
+            "the log has none of vLLM's memory lines (“Model loading took”, “Available KV cache "
+            "memory”, “GPU KV cache size”)",
             field="observe",
         )
     return Observation(figures, refusal)
@@ -127,13 +128,9 @@ def _difference(observed: float | None, planned: int) -> float:
 
 
 def key(plan: EnginePlan) -> str:
-    """What a correction belongs to: it must not outlive a change of the model or of the flags that it was measured with."""
-    return "|".join(
-        str(part)
-        for part in (
-            plan.model, plan.version, plan.tensor_parallel, plan.max_num_batched_tokens, plan.max_num_seqs, plan.speculative_tokens
-        )
-    )  # fmt: skip
+    """What a correction belongs to: it must not outlive a change of the model or of the flags it was measured with."""
+    parts = (plan.model, plan.version, plan.tensor_parallel, plan.max_num_batched_tokens)
+    return "|".join(str(part) for part in (*parts, plan.max_num_seqs, plan.speculative_tokens))
 
 
 def read_corrections(text: str) -> dict[str, dict[str, object]]:

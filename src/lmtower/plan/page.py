@@ -1,4 +1,4 @@
-"""The plan as one HTML page: the same table and bars as the terminal's, drawn as SVG. No script, no outside resource."""
+"""The plan as one HTML page: table and bars as in the terminal, drawn as SVG. No script, no outside resource."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _HUES = (212, 28, 145, 268, 340, 182, 52, 96)
 _SHADES = {"weights": 38, "cache": 56, "overhead": 74}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem;color:#1b1f24}
-table{border-collapse:collapse;width:100%;margin:1rem 0}td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;width:100%;margin:1rem 0}
+td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}.no{color:#a40e26}.yes{color:#116329}svg{width:100%;height:auto}
 @media(prefers-color-scheme:dark){body{background:#14171a;color:#e6e8ea}td,th{border-color:#333}}
 """
@@ -26,7 +27,8 @@ def page(plan: Plan, title: str = "lmtower plan") -> str:
     return "\n".join(
         (
             "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>',
+            '<html lang="en"><head><meta charset="utf-8">',
+            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
             verdict,
             *(part for node in plan.nodes for part in _node(node, plan)),
@@ -41,8 +43,12 @@ def page(plan: Plan, title: str = "lmtower plan") -> str:
 
 def _node(node: NodePlan, plan: Plan) -> Iterator[str]:
     facts = node.facts
-    yield f"<h2>{escape(facts.name)} <small>{escape(facts.hardware or '')} {facts.memory_total_bytes / _GIB:.1f} GiB</small></h2>"
-    yield f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 24}" role="img" aria-label="Memory of {escape(facts.name, quote=True)}">'
+    yield (
+        f"<h2>{escape(facts.name)} <small>{escape(facts.hardware or '')} "
+        f"{facts.memory_total_bytes / _GIB:.1f} GiB</small></h2>"
+    )
+    label = f"Memory of {escape(facts.name, quote=True)}"
+    yield f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 24}" role="img" aria-label="{label}">'
     yield from _bars(node, plan)
     yield "</svg>"
 
@@ -56,7 +62,8 @@ def _bars(node: NodePlan, plan: Plan) -> Iterator[str]:
         width = size / total * _WIDTH
         colour = f"hsl({hues[name]} 60% {_SHADES[kind]}%)" if name else {"free": "#d8dee4", "reserve": "#8c959f"}[kind]
         label = f"{name or node.facts.name}: {kind} {size / _GIB:.2f} GiB"
-        yield f'<rect x="{at:.2f}" y="0" width="{width:.2f}" height="{_HEIGHT}" fill="{colour}"><title>{escape(label)}</title></rect>'
+        place = f'x="{at:.2f}" y="0" width="{width:.2f}" height="{_HEIGHT}"'
+        yield f'<rect {place} fill="{colour}"><title>{escape(label)}</title></rect>'
         if kind == "weights" and width > 40:
             yield f'<text x="{at + 4:.2f}" y="{_HEIGHT + 18}" font-size="14" fill="currentColor">{escape(name)}</text>'
         at += width

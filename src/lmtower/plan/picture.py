@@ -83,10 +83,16 @@ def node_lines(node: NodePlan, plan: Plan) -> Iterator[str]:
     facts = node.facts
     kind = "unified memory" if facts.unified else "GPU memory"
     several = f"{facts.gpus} × " if facts.gpus > 1 else ""
-    yield f"{facts.name}: {facts.hardware or 'memory as measured'}, {several}{_gib(facts.memory_total_bytes)} GiB of {kind}"
+    yield (
+        f"{facts.name}: {facts.hardware or 'memory as measured'}, "
+        f"{several}{_gib(facts.memory_total_bytes)} GiB of {kind}"
+    )
     yield f"  [{bar(node, plan)}]"
     state = f"{_gib(node.free_bytes)} GiB free" if node.free_bytes >= 0 else f"{_gib(-node.free_bytes)} GiB too much"
-    yield f"  {', '.join(node.engines) or 'no engine'}: {_gib(node.used_bytes)} GiB; reserve {_gib(node.reserve_bytes)} GiB; {state}"
+    yield (
+        f"  {', '.join(node.engines) or 'no engine'}: {_gib(node.used_bytes)} GiB; reserve "
+        f"{_gib(node.reserve_bytes)} GiB; {state}"
+    )
 
 
 def legend() -> str:

@@ -216,7 +216,8 @@ def _from_hub(reference: str, environ: Mapping[str, str]) -> ModelFiles:
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PlanError(
-            f"{reference!r} is neither a folder, nor in the Hugging Face cache, nor bundled, and the hub does not give it: {first}",
+            f"{reference!r} is neither a folder, nor in the Hugging Face cache, nor bundled, and the "
+            f"hub does not give it: {first}",
             field="model",
         ) from error
     return ModelFiles(reference, config, quant, tensors or None, index_total(index), origin="the hub")

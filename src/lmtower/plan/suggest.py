@@ -158,6 +158,7 @@ def _without_one(wants: tuple[Want, ...], nodes: Mapping[str, NodeFacts]) -> tup
     for index, want in sorted(enumerate(wants), key=lambda pair: pair[1].engine.importance):
         if len(wants) > 1 and _fits(wants, index, None, nodes):
             return (
-                f"leave out engines.{want.name} (−{want.estimate.fixed_bytes / _GIB:.1f} GiB), or put it on another node",
+                f"leave out engines.{want.name} (−{want.estimate.fixed_bytes / _GIB:.1f} GiB), or put "
+                "it on another node",
             )
     return ("no change of contexts, sequences or cache dtype is enough: choose smaller models or another node",)

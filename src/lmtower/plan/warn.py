@@ -41,7 +41,8 @@ def tower_warnings(engines: Sequence[EnginePlan], nodes: Mapping[str, NodeFacts]
                 else "sees memory that another is about to take"
             )
             found.append(
-                f"node {name!r}: start one engine at a time, in this order: {names}. Two that start together: each {what} "
+                f"node {name!r}: start one engine at a time, in this order: {names}. Two that start "
+                f"together: each {what} "
                 "while profiling, and KV caches come out wrong or the start is refused"
             )
     return tuple(found)
@@ -54,7 +55,8 @@ def estimate_warnings(
     yield from _weight_warnings(estimate, node)
     if context > estimate.trained_context:
         yield (
-            f"context {context} is above the trained length of {estimate.trained_context} tokens: answers get worse there; "
+            f"context {context} is above the trained length of {estimate.trained_context} tokens: "
+            "answers get worse there; "
             "vLLM wants VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or RoPE scaling"
         )
     if not estimate.has_cache:
@@ -68,7 +70,8 @@ def estimate_warnings(
         )
     if pinned and needed <= pool < 1.05 * needed:
         yield (
-            f"the pool has only {pool / needed:.3f} × the memory of one full request: with aligned caching and speculative "
+            f"the pool has only {pool / needed:.3f} × the memory of one full request: with aligned "
+            "caching and speculative "
             f"decoding such pools hang. Plan 1.1 × ({1.1 * needed / _GIB:.2f} GiB)"
         )
     if estimate.options.speculative_tokens:
@@ -90,9 +93,15 @@ def _weight_warnings(estimate: Estimate, node: NodeFacts | None) -> Iterator[str
             f"unquantised without a word (the 120B: 224 GiB instead of 68).{guess}"
         )
     elif not layout.declared and not layout.stub:
-        yield f"quantisation method {layout.method!r} is not known here: weights are planned as 16 bit unless the checkpoint's sizes are known"
+        yield (
+            f"quantisation method {layout.method!r} is not known here: weights are planned as 16 bit "
+            "unless the checkpoint's sizes are known"
+        )
     if estimate.weights.uncertainty >= 0.05:
-        yield f"the architecture is not known here: weights come from the size of its tensors, ±{estimate.weights.uncertainty:.0%}"
+        yield (
+            "the architecture is not known here: weights come from the size of its tensors, "
+            f"±{estimate.weights.uncertainty:.0%}"
+        )
     formats = {
         layout.default.name,
         *(form.name for form in layout.listed.values()),
@@ -110,7 +119,10 @@ def _hybrid_warnings(estimate: Estimate) -> Iterator[str]:
     if mode is None:
         return
     if mode == "none":
-        yield f"prefix caching is off: vLLM leaves it off on hybrids without a word, and every request pays its whole prompt. On, the block is {block} tokens"
+        yield (
+            "prefix caching is off: vLLM leaves it off on hybrids without a word, and every request pays "
+            f"its whole prompt. On, the block is {block} tokens"
+        )
     elif mode == "all":
         yield (
             "mamba_cache_mode all keeps a state for every block of every state layer: about a fifth of the concurrency "
@@ -118,9 +130,15 @@ def _hybrid_warnings(estimate: Estimate) -> Iterator[str]:
         )
     if mode == "align" and estimate.max_num_batched_tokens < block:
         if estimate.rules.align_needs_batch:
-            yield f"max_num_batched_tokens {estimate.max_num_batched_tokens} is below the block of {block}: vLLM {version} refuses to start. Write {block} or more"
+            yield (
+                f"max_num_batched_tokens {estimate.max_num_batched_tokens} is below the block of {block}: "
+                f"vLLM {version} refuses to start. Write {block} or more"
+            )
         elif not estimate.rules.has_match_unit:
-            yield f"max_num_batched_tokens {estimate.max_num_batched_tokens} is below the block of {block}: prefixes are cached only at block ends"
+            yield (
+                f"max_num_batched_tokens {estimate.max_num_batched_tokens} is below the block of {block}: "
+                "prefixes are cached only at block ends"
+            )
 
 
 def _draft_warning(estimate: Estimate) -> str:
@@ -148,7 +166,8 @@ def _prompt_warnings(made: EnginePlan, want: Want, tower: Tower) -> Iterator[str
                 else "vLLM 0.27.1 and later hit in multi-turn chats with --prefix-match-unit"
             )
             yield (
-                f"persona {name!r}: its prompt (about {tokens} tokens) is shorter than the prefix block of {made.block_size}, "
+                f"persona {name!r}: its prompt (about {tokens} tokens) is shorter than the prefix "
+                f"block of {made.block_size}, "
                 f"so the prompt alone is never a cache hit. {later}"
             )
 
@@ -162,6 +181,7 @@ def _utilisation_warnings(made: EnginePlan, utilisation: float, node: NodeFacts)
         )
     elif made.start_order > 1:
         yield (
-            f"gpu-memory-utilization {utilisation} must still be free when this engine starts as number {made.start_order}; "
+            f"gpu-memory-utilization {utilisation} must still be free when this engine starts as "
+            f"number {made.start_order}; "
             "without it the plan's own value is used"
         )
