@@ -89,7 +89,7 @@ def test_rendered_file_answers_through_the_same_engine(
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
         answer = client.post("/v1/chat/completions", json=body)
         assert answer.json()["choices"][0]["message"]["content"] == "from the engine", answer.text
-        (sent,) = [each.json for each in engine.to("/v1/chat/completions")]
+        (sent,) = [each.json for each in engine.to("/chat/completions")]
         assert (sent["model"], sent["temperature"], sent["top_k"], sent["max_tokens"]) == ("fake-model", 0.3, 7, 50)
         assert sent["chat_template_kwargs"] == {"enable_thinking": False}
     back = tmp_path / "back.yaml"

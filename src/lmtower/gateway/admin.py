@@ -24,6 +24,7 @@ from lmtower.gateway import routes
 from lmtower.gateway.exchange import JSON, Exchange, Request
 from lmtower.gateway.status import status
 from lmtower.personas import explain
+from lmtower.telemetry import prometheus
 from lmtower.telemetry.families import HOLDS
 from lmtower.wire import faults
 from lmtower.wire.faults import Fault
@@ -154,14 +155,14 @@ class Admin:
         return {"requests": list(self._gateway.recent)[-limit:][::-1]}
 
     async def _targets(self, request: Request) -> Any:
-        """Prometheus http_sd: the gateway itself and every engine."""
+        """Prometheus http_sd: the gateway itself, every engine, every node agent."""
         snapshot = self._gateway.snapshot
-        groups = [{"targets": [snapshot.tower.gateway.admin], "labels": {"job": "lmtower"}}]
-        for engine in snapshot.engines.values():
-            for upstream in engine.upstreams:
-                labels = {"job": upstream.runtime, "engine": engine.name, "replica": upstream.replica}
-                groups.append({"targets": [upstream.url.partition("://")[2].rstrip("/")], "labels": labels})
-        return groups
+        engines = [
+            prometheus.EngineTarget(engine.name, upstream.replica, upstream.url, upstream.runtime)
+            for engine in snapshot.engines.values()
+            for upstream in engine.upstreams
+        ]
+        return prometheus.targets(snapshot.tower, engines)
 
     async def _explain(self, request: Request) -> Any:
         body = _object(request)

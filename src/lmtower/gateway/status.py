@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from lmtower.gateway.budgets import budgets, certificate_expiry
 from lmtower.telemetry.state import EngineState, PersonaState, TowerState, UpstreamState
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ def tower_state(gateway: Gateway) -> TowerState:
         snapshot_version=current.version,
         snapshot_loaded_at=gateway.loaded_at,
         reload_failed=gateway.reload_error is not None,
+        budgets=budgets(gateway.ledger.limits.accounts(), gateway.ledger.client_names(), time.time()),
+        certificate_expires_at=certificate_expiry(current.tower.gateway.tls),
     )
 
 

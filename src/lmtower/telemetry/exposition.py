@@ -192,7 +192,11 @@ def _gauges(state: TowerState, own: OwnGauges, named: Collection[str]) -> Iterat
     )
     yield (
         families.BUDGET_USED,
-        [((one.client, one.limit), one.used_ratio) for one in state.budgets if one.client in named],
+        [
+            ((one.client, one.limit), one.used_ratio)
+            for one in state.budgets
+            if one.client in named or one.client.startswith("persona:")
+        ],
     )
     yield families.CLOUD_PRICE, [((kind,), price) for kind, price in state.cloud_price.items()]
     yield families.OPEN_STREAMS, [((), state.open_streams)]
