@@ -123,8 +123,8 @@ class Search(msgspec.Struct, frozen=True):
 
     def question(self) -> Question:
         options = self.ranking_options or RankingOptions()
-        weights = options.hybrid_search or HybridWeights(1.0, 1.0)
-        if weights.embedding_weight + weights.text_weight <= 0:
+        weights = options.hybrid_search
+        if weights and weights.embedding_weight + weights.text_weight <= 0:
             raise invalid("One of the weights must be above 0.", "ranking_options.hybrid_search")
         return Question(
             queries=(self.query,) if isinstance(self.query, str) else tuple(self.query),
@@ -132,8 +132,8 @@ class Search(msgspec.Struct, frozen=True):
             predicate=compile_filter(self.filters) if self.filters else None,
             threshold=options.score_threshold or 0.0,
             rerank=options.ranker != "none",
-            vector_weight=weights.embedding_weight,
-            words_weight=weights.text_weight,
+            vector_weight=weights.embedding_weight if weights else None,
+            words_weight=weights.text_weight if weights else 1.0,
         )
 
 

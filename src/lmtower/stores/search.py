@@ -35,7 +35,7 @@ class Question:
     predicate: Predicate | None = None
     threshold: float = 0.0
     rerank: bool = True
-    vector_weight: float = 1.0
+    vector_weight: float | None = None
     words_weight: float = 1.0
 
 
@@ -71,6 +71,7 @@ class Searcher:
     vectors: Vectors
     embedder: Embedder
     pipeline: Pipeline
+    vector_weight: float = 1.0
     searches: Searches = field(default_factory=Searches)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "lmtower-search"))
 
@@ -124,7 +125,8 @@ class Searcher:
                     backgrounds.setdefault(store.id, background)
                 near.append(self.pool.submit(self._near, store, vector, depth, chosen[store.id]))
                 worded.append(self.pool.submit(self._worded, store, text, vector, depth, chosen[store.id]))
-            for futures, weight in ((near, question.vector_weight), (worded, question.words_weight)):
+            vector_weight = self.vector_weight if question.vector_weight is None else question.vector_weight
+            for futures, weight in ((near, vector_weight), (worded, question.words_weight)):
                 ranked = [item for future in futures for item in future.result()]
                 ranked.sort(key=lambda item: -(item[1].words or item[1].similarity))
                 found |= {key: one for key, one in ranked if key not in found or one.words}

@@ -33,6 +33,7 @@ class Settings:
     key: str
     secret: str
     personas: Personas
+    vector_weight: float = 1.0
     max_file_bytes: int = 256 * 1024**2
     limits: Limits = field(default_factory=Limits)
     width: Width = field(default_factory=Width)
@@ -49,6 +50,7 @@ def settings_of(tower: Tower, data_dir: Path, gateway: str, key: str, secret: st
         key=key,
         secret=secret,
         personas=personas,
+        vector_weight=stores.vector_weight,
         max_file_bytes=stores.max_file,
         limits=Limits(pages=stores.max_pages, seconds=stores.max_seconds),
         width=Width(readers=max(1, min(4, (os.cpu_count() or 2) // 2))),
@@ -87,7 +89,7 @@ def build(settings: Settings, now: Callable[[], float] = time) -> Service:
     embedder = Embedder(settings.gateway, settings.key, settings.personas)
     jobs = Jobs(engine)
     pipeline = Pipeline(jobs, catalogue, vectors, blobs, embedder, settings.limits)
-    searcher = Searcher(catalogue, vectors, embedder, pipeline)
+    searcher = Searcher(catalogue, vectors, embedder, pipeline, settings.vector_weight)
     lease = Lease(engine, settings.folder / "ingest.lock")
     lease.when_held(lambda: pipeline.start(settings.width))
     return Service(settings, catalogue, vectors, blobs, embedder, pipeline, searcher, jobs, lease)
