@@ -13,6 +13,7 @@ import msgspec
 
 from lmtower.wire import scan, sse, usage
 from lmtower.wire.faults import Fault, from_engine
+from lmtower.wire.frame import Frame
 from lmtower.wire.reply import Reply
 
 _HEAD = frozenset((b"role", b"content"))
@@ -81,11 +82,15 @@ def _later_system(messages: memoryview, first: int) -> int | None:
 class ChatReply(Reply):
     """Chat completions, streamed or not. ``wants_usage``: the client asked for the usage chunk."""
 
-    __slots__ = ("wants_usage",)
+    __slots__ = ("_frame", "wants_usage")
+
+    _marker = b'"delta":{"content":"'
+    """What stands right before the text of a plain chunk."""
 
     def __init__(self, served: str, asked: str, request_id: str, wants_usage: bool = False) -> None:
         super().__init__(served, asked, request_id)
         self.wants_usage = wants_usage
+        self._frame = Frame(self._marker)
 
     def body(self, data: bytes) -> bytes:
         """The answer with the asked name, both names of the reasoning, and null content beside tool calls."""
@@ -105,8 +110,14 @@ class ChatReply(Reply):
 
     def relay(self, run: bytes) -> bytes:
         """Whole events; only a run with something to mend is looked at event by event."""
+        frame = self._frame
+        plain = frame.fits(run)
+        if plain:
+            self.events += plain
+            return frame.head + run[frame.size :] if plain == 1 else self.rename(run)
         self.events += run.count(b"\n\n")
         if not _needs_care(run):
+            frame.learn(run, self.rename)
             return self.rename(run)
         return b"".join([self._event(event) for event in sse.split(run)])
 

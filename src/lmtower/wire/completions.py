@@ -11,6 +11,8 @@ class CompletionReply(ChatReply):
 
     __slots__ = ()
 
+    _marker = b'"text":"'
+
     def body(self, data: bytes) -> bytes:
         """The answer with the name that the client asked for."""
         usage.read(data, self.usage)
