@@ -148,7 +148,8 @@ def _contained(spec: LaunchSpec, node: Node, plan: EnginePlan, engine: Engine, *
         env={**_CACHES, **spec.env},
         mounts=(models, caches, *llamacpp.model_mounts(plan.model), *map(_mount, engine.mounts)),
         devices=() if cpu else tuple(str(index) for index in plan.devices) or ("all",),
-        ulimits=_ULIMITS,
+        # pinned memory and deep stacks are for CUDA and NCCL; without a GPU a plain container will do
+        ulimits={} if cpu else _ULIMITS,
         shm_bytes=_SHM_PARALLEL_BYTES if plan.tensor_parallel > 1 else _SHM_BYTES,
     )
 

@@ -1,0 +1,71 @@
+"""Reasons read from logs that real engines wrote: the right kind, one sentence, the value that works."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmtower.engines.failures import recognise
+
+CASES = [
+    (
+        "ValueError: Free memory on device cuda:0 (20.58/139.8 GiB) on startup is less than desired GPU memory "
+        "utilization (0.2, 27.96 GiB).",
+        "admission",
+        "20.58 of 139.8 GiB were free, and a utilisation of 0.2",
+    ),
+    (
+        "ValueError: Available memory on node 0 (3.1/23.0 GiB) on startup is less than desired CPU memory utilization",
+        "admission",
+        "only 3.1 of 23.0 GiB",
+    ),
+    (
+        "ValueError: To serve at least one request with the model's max seq len (204800), (13.73 GiB KV cache is "
+        "needed, which is larger than the available KV cache memory (6.0 GiB). Based on the available memory, the estimated "
+        "maximum model length is 89424.",
+        "kv_cache",
+        "context: 89424 or less",
+    ),
+    ("ValueError: No available memory for the cache blocks. Try increasing", "kv_cache", "no memory was left"),
+    ("max_num_seqs (256) exceeds available Mamba cache blocks (184)", "mamba_blocks", "sequences: 184 or less"),
+    ("AssertionError: Error in memory profiling. Initial free memory", "memory_changed", "one at a time"),
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out_of_memory", "ran out of memory"),
+    ("OSError: [Errno 98] Address already in use", "port_taken", "port 8100 is taken"),
+    ("OSError: [Errno 28] No space left on device", "disk_full", "disk is full"),
+    ("huggingface_hub.errors.GatedRepoError: 401 Client Error.", "gated", "HF_TOKEN"),
+    (
+        "OSError: no/such is not a local folder and is not a valid model identifier listed on",
+        "weights_missing",
+        "spelling",
+    ),
+    ("embedded engine: model file '/m/x.gguf' does not exist", "weights_missing", "weights are missing"),
+    ("api_server.py: error: unrecognized arguments: --prefix-match-unit 64", "bad_flag", "--prefix-match-unit 64"),
+    ("api_server.py: error: argument --kv-cache-dtype: invalid choice: 'fp9'", "bad_flag", "--kv-cache-dtype"),
+    (
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 12020)",
+        "driver_mismatch",
+        "newer GPU driver",
+    ),
+    ('could not select device driver "" with capabilities: [[gpu]]', "no_gpu", "container toolkit"),
+    ("exec /usr/bin/vllm: exec format error", "wrong_architecture", "another processor"),
+]
+
+
+@pytest.mark.parametrize(("log", "kind", "words"), CASES)
+def test_log_is_recognised(log: str, kind: str, words: str) -> None:
+    """Each known text gives its kind and a sentence with the numbers in it."""
+    failure = recognise(f"INFO starting\n{log}\n", 1, port=8100, engine="coder")
+    assert failure.kind == kind
+    assert words in str(failure)
+
+
+def test_kill_from_outside_is_told_as_such() -> None:
+    """No log line explains a SIGKILL; the exit code does."""
+    assert recognise("INFO serving\n", 137).kind == "killed"
+    assert recognise("INFO serving\n", None, out_of_memory=True).kind == "killed"
+
+
+def test_unknown_failure_gives_its_own_last_words() -> None:
+    """Nothing is guessed: the last line that looks like an error is shown."""
+    failure = recognise("INFO a\nTypeError: something new\nINFO bye\n", 1)
+    assert (failure.kind, "TypeError: something new" in str(failure)) == ("unknown", True)
+    assert "nothing" in str(recognise("", 1))

@@ -1,0 +1,122 @@
+"""The muscle on real parts: two engines in containers, one of them real vLLM on CPU, from `up` to `down`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.dockerd import IMAGE, Dockerd, host_mounts
+from tests.integration.tower import Tower
+
+pytestmark = [pytest.mark.dockerd, pytest.mark.vllm]
+
+
+def tower_file(folder: Path, vllm: Path, model: Path, ports: Callable[[], int]) -> dict[str, Any]:
+    """A Docker node without a GPU, vLLM and llama.cpp on it, a persona of each."""
+    search = f"{vllm.parent}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    env = {"PATH": search, "HOME": "/tmp"}
+    shared = {"node": "box", "image": IMAGE, "mounts": host_mounts(vllm.parents[1]), "sequences": 2, "env": env}
+    return {
+        "nodes": {"box": {"driver": "docker", "hardware": "cpu", "models": str(folder / "models")}},
+        "engines": {
+            "real": {
+                "model": str(model),
+                "runtime": "vllm",
+                "version": "0.32.0",
+                "recipe": "smollm2",
+                "context": 2048,
+                "kv_cache_memory": "512 MiB",
+                "port": ports(),
+                **shared,
+            },
+            "small": {"model": "bundled:smollm2", "context": 1024, "port": ports(), **shared},
+        },
+        "personas": {
+            "thorough": {"engine": "real", "system": "You are a careful assistant. " * 40},
+            "quick": {"engine": "small"},
+        },
+    }
+
+
+@pytest.fixture
+def tower(tmp_path: Path, dockerd: Dockerd, ports: Callable[[], int]) -> Iterator[Tower]:
+    """A tower on the Docker engine of these tests; whatever it started is stopped."""
+    made = Tower(tmp_path, ports(), {"DOCKER_HOST": dockerd.socket})
+    yield made
+    made.run("down", "--yes")
+
+
+def test_two_engines_live_and_die_apart(
+    tower: Tower, dockerd: Dockerd, vllm_python: Path, smollm2: Path, ports: Callable[[], int]
+) -> None:
+    """up, status, a request to each; kill -9 inside one; change the other's flags; down leaves nothing."""
+    content = tower_file(tower.folder, vllm_python, smollm2, ports)
+    tower.write(content)
+    said = tower.up()
+    assert "load done in" in said
+    assert "warm-up done in" in said
+    assert tower.ok("status").count("ready") == 2
+
+    for persona in ("thorough", "quick"):
+        status, answer = tower.chat(persona)
+        assert (status, answer["model"]) == (200, persona)
+
+    # the warm-up has sent the prefix of 'thorough': even its first request hits
+    _, answer = tower.chat("thorough")
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+
+    ids = containers(dockerd)
+    assert "runs as it should" in tower.ok("diff")
+    assert "runs already" in tower.ok("up")
+    assert containers(dockerd) == ids
+
+    # the small engine's process is killed inside its container: the other keeps answering, this one returns
+    pid = dockerd.docker("inspect", "-f", "{{.State.Pid}}", "lmtower-small").stdout.strip()
+    kill(int(pid))
+    status, answer = tower.chat("quick")
+    assert status in (200, 502, 503)
+    assert status == 200 or isinstance(answer["error"]["code"], str)
+    assert tower.chat("thorough")[0] == 200
+    tower.until("the small engine returns", lambda: tower.chat("quick")[0] == 200)
+
+    # other flags for one engine: only that one is replaced
+    before = containers(dockerd)
+    content["engines"]["small"]["context"] = 2048
+    tower.write(content)
+    refused = tower.run("up")
+    assert refused.returncode == 2
+    assert "replace" in refused.stderr
+    tower.ok("up", "--yes")
+    after = containers(dockerd)
+    assert after["lmtower-real"] == before["lmtower-real"]
+    assert after["lmtower-small"] != before["lmtower-small"]
+    tower.until("both answer", lambda: tower.chat("quick")[0] == tower.chat("thorough")[0] == 200)
+
+    # a persona edit touches no engine
+    content["personas"]["quick"]["temperature"] = 0.5
+    tower.write(content)
+    tower.ok("up")
+    assert containers(dockerd) == after
+
+    assert "Uvicorn" in tower.ok("logs", "real") or "startup" in tower.ok("logs", "real")
+    tower.ok("down", "--yes")
+    assert containers(dockerd) == {}
+
+
+def containers(dockerd: Dockerd) -> dict[str, str]:
+    """Name -> id of every container, running or not."""
+    rows = dockerd.docker("ps", "-a", "--no-trunc", "--format", "{{json .}}").stdout.splitlines()
+    return {row["Names"]: row["ID"] for row in map(json.loads, rows)}
+
+
+def kill(pid: int) -> None:
+    """kill -9, as the kernel would for memory."""
+    import os
+    import signal
+
+    os.kill(pid, signal.SIGKILL)

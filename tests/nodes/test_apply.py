@@ -1,0 +1,184 @@
+"""Apply against the recording fake: order, one at a time, sufficient memory, roll-back of one engine only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lmtower.engines.shapes import WarmRequest
+from lmtower.engines.spec import LaunchSpec
+from lmtower.errors import EngineError
+from lmtower.nodes.apply import Apply, Event, Need
+from lmtower.nodes.diff import diff
+from lmtower.nodes.drivers.process import ProcessDriver
+from lmtower.nodes.memory import MemoryProbe, Settled
+from lmtower.nodes.supervisor import Supervisor
+from tests.fakes.driver import RecordingDriver
+
+GIB = 1024**3
+
+
+def spec_of(engine: str, node: str = "spark") -> LaunchSpec:
+    """An engine without a health check: ready as soon as it runs."""
+    return LaunchSpec(engine, node, "vllm", ("vllm",), health_path=None).sealed()
+
+
+class Stage:
+    """A supervisor over fakes, and what was reported."""
+
+    def __init__(self, *nodes: str, **options: Any) -> None:
+        self.drivers = {node: RecordingDriver(node) for node in nodes or ("spark",)}
+        self.supervisor = Supervisor(self.drivers, watch_seconds=3600)
+        self.events: list[Event] = []
+        options = {"needs": {}, "probes": {}, **options}
+        self.apply = Apply(
+            self.drivers, self.supervisor, report=self.events.append, settle_memory=self._settle, **options
+        )
+
+    async def _settle(self, probe: MemoryProbe) -> Settled:
+        return Settled(await probe(), 0.0, still=True)
+
+    def started(self, node: str = "spark") -> list[str]:
+        """Names in the order they were started."""
+        return [name for call, name in self.drivers[node].calls if call == "start"]
+
+
+def free(*values: int) -> MemoryProbe:
+    """A node with this much free memory, one value per question."""
+    left = list(values)
+
+    async def probe() -> int | None:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return probe
+
+
+async def test_engines_start_in_the_order_of_the_plan() -> None:
+    """The driver sees one start after the other."""
+    stage = Stage()
+    outcome = await stage.apply.run(diff([spec_of("big"), spec_of("small")], ()))
+    assert stage.started() == ["lmtower-big", "lmtower-small"]
+    assert outcome.started == ["big", "small"]
+    await stage.supervisor.close()
+
+
+async def test_kept_engines_are_not_touched() -> None:
+    """Only what has to start is started; the rest is watched."""
+    stage = Stage()
+    await stage.drivers["spark"].start(spec_of("big"))
+    stage.drivers["spark"].calls.clear()
+    steps = diff([spec_of("big"), spec_of("small")], await stage.drivers["spark"].observe())
+    await stage.apply.run(steps)
+    assert ("stop", "lmtower-big") not in stage.drivers["spark"].calls
+    assert [status.spec.engine for status in stage.supervisor.statuses()] == ["big", "small"]
+    await stage.supervisor.close()
+
+
+async def test_failed_engine_is_rolled_back_alone() -> None:
+    """The others run, and the reason is told."""
+    stage = Stage()
+    stage.drivers["spark"].fail["big"] = EngineError("engine 'big' ran out of memory")
+    outcome = await stage.apply.run(diff([spec_of("big"), spec_of("small")], ()))
+    assert outcome.failed == {"big": "engine 'big' ran out of memory"}
+    assert list(stage.drivers["spark"].running) == ["lmtower-small"]
+    await stage.supervisor.close()
+
+
+async def test_too_little_memory_is_refused_before_the_start() -> None:
+    """Better not to start than to freeze the node; the numbers are told."""
+    stage = Stage(needs={"big": Need(70 * GIB, 12 * GIB)}, probes={"spark": free(80 * GIB)})
+    outcome = await stage.apply.run(diff([spec_of("big")], ()))
+    assert "takes 70.0 GiB and 12.0 GiB stay reserved, but node 'spark' has 80.0 GiB free" in outcome.failed["big"]
+    assert stage.started() == []
+    await stage.supervisor.close()
+
+
+@pytest.mark.parametrize(("after", "phase"), [(40 * GIB, "measured"), (20 * GIB, "warning")])
+async def test_real_memory_is_compared_with_the_plan(after: int, phase: str) -> None:
+    """What it really took is read after the start; much more than planned is a warning."""
+    stage = Stage(needs={"big": Need(70 * GIB)}, probes={"spark": free(110 * GIB, after)})
+    await stage.apply.run(diff([spec_of("big")], ()))
+    taken = (110 * GIB - after) / GIB
+    assert Event("big", "spark", phase, f"took {taken:.1f} GiB, planned 70.0 GiB") in stage.events
+    await stage.supervisor.close()
+
+
+async def test_nodes_work_side_by_side() -> None:
+    """A slow node does not hold up another."""
+    stage = Stage("one", "two")
+    steps = diff([spec_of("a", "one"), spec_of("b", "two")], ())
+    outcome = await stage.apply.run(steps)
+    assert sorted(outcome.started) == ["a", "b"]
+    await stage.supervisor.close()
+
+
+async def test_head_starts_before_its_workers() -> None:
+    """An engine that spans nodes is started in order, over all of them."""
+    stage = Stage("one", "two")
+    head = replace(spec_of("wide", "one"), role="head").sealed()
+    worker = replace(spec_of("wide", "two"), role="worker").sealed()
+    seen: list[str] = []
+    for driver in stage.drivers.values():
+        driver.calls = _Shared(seen, driver.node)  # type: ignore[assignment]
+    await stage.apply.run(diff([head, worker], ()))
+    assert [call for call in seen if call.startswith("start")] == [
+        "start one lmtower-wide",
+        "start two lmtower-wide-worker",
+    ]
+    await stage.supervisor.close()
+
+
+class _Shared(list[tuple[str, str]]):
+    """Calls of several drivers in one order."""
+
+    def __init__(self, seen: list[str], node: str) -> None:
+        super().__init__()
+        self._seen, self._node = seen, node
+
+    def append(self, item: tuple[str, str]) -> None:
+        self._seen.append(f"{item[0]} {self._node} {item[1]}")
+
+
+async def test_warm_up_is_sent_before_the_engine_counts_as_started(
+    driver: ProcessDriver, fake_spec: Callable[..., LaunchSpec]
+) -> None:
+    """Each warm-up request reaches the engine; one that fails is told and stops nothing."""
+    supervisor = Supervisor({"local": driver}, start_timeout_seconds=10)
+    events: list[Event] = []
+    warm = (WarmRequest("short prompt", "/v1/completions", {"prompt": "x"}),)
+    apply = Apply(
+        {"local": driver}, supervisor, needs={"one": Need(warm_requests=warm)}, probes={}, report=events.append
+    )
+    outcome = await apply.run(diff([fake_spec("one")], ()))
+    assert outcome.started == ["one"]
+    assert [event.detail for event in events if event.phase == "warm-up" and event.seconds is None] == [
+        "",
+        "short prompt",
+    ]
+    assert any(event.phase == "warning" and "short prompt: 501" in event.detail for event in events)
+    await supervisor.close()
+
+
+async def test_two_starts_on_one_node_never_overlap() -> None:
+    """The lock of a node holds for the admin API and the watch as well."""
+    stage = Stage()
+    running = 0
+
+    class Slow(RecordingDriver):
+        async def start(self, spec: LaunchSpec) -> None:
+            nonlocal running
+            running += 1
+            assert running == 1
+            await asyncio.sleep(0)
+            await super().start(spec)
+            running -= 1
+
+    supervisor = Supervisor({"spark": Slow("spark")}, watch_seconds=3600)
+    await asyncio.gather(*(supervisor.launch(spec_of(name)) for name in "abc"))
+    assert len(supervisor.statuses()) == 3
+    await supervisor.close()
+    await stage.supervisor.close()
