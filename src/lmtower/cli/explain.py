@@ -25,6 +25,7 @@ def explain(
     """
     from lmtower import recipes
     from lmtower.cli.upstreams import upstreams_of
+    from lmtower.guard import mended
     from lmtower.personas import PREPARERS, compile_persona
     from lmtower.personas import explain as explain_request
     from lmtower.wire import Fault
@@ -48,6 +49,7 @@ def explain(
         image_hosts=tower.gateway.image_urls,
         allowed_fields=frozenset(tower.gateway.dangerous_fields),
     )
+    body = mended(protocol, body)
     has_key = upstream.api_key is not None
     try:
         explanation = explain_request(protocol, body, compiled, engine_url=upstream.url, has_key=has_key)

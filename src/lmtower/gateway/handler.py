@@ -9,17 +9,19 @@ from collections.abc import Callable
 from itertools import count
 
 import msgspec
-import structlog
 
 from lmtower.gateway import identity, routes
 from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.exchange import JSON, Exchange, Header
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.intake import Intake
+from lmtower.gateway.newest import Newest
 from lmtower.gateway.quota import Quota
 from lmtower.gateway.routes import Route
 from lmtower.gateway.snapshot import Snapshot
 from lmtower.ledger import Client, Ledger, UsageRecord
+from lmtower.ledger.types import Outcome
+from lmtower.logs import get_logger
 from lmtower.personas import PREPARERS, CompiledPersona, prepare
 from lmtower.telemetry.families import AUTH_FAILURES
 from lmtower.telemetry.metrics import Metrics
@@ -27,7 +29,7 @@ from lmtower.wire import faults, models
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Dialect, Fault
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Handler:
@@ -48,6 +50,7 @@ class Handler:
         self.dispatcher = dispatcher
         self.quota = Quota(ledger, metrics)
         self.intake = Intake(metrics)
+        self.newest = Newest()
         self.draining = False
         self._clock = clock
         self._on_record = on_record
@@ -96,7 +99,7 @@ class Handler:
         except Fault as fault:
             flow.status = faults.status(fault, flow.dialect)
             if flow.outcome == "ok":
-                flow.outcome = "upstream_error" if fault.code.startswith("engine_") else "refused"
+                flow.outcome = _outcome(fault)
             flow.done()
             self.refuse(exchange, fault, flow.dialect, request_id)
         except asyncio.CancelledError:
@@ -137,7 +140,12 @@ class Handler:
             await self.quota.reserve_shared(flow, top)
         else:
             self.quota.reserve(flow, top)
-        await self.dispatcher.run(flow, prepared)
+        if route.fim or (route.protocol == "completions" and persona.fim):
+            editor = (flow.client.id, persona.name, flow.session or request.peer, request.headers.get(b"user-agent"))
+            with self.newest.only(editor, request.body):
+                await self.dispatcher.run(flow, prepared)
+        else:
+            await self.dispatcher.run(flow, prepared)
 
     def client(self, headers: dict[bytes, bytes]) -> Client:
         """The client behind a request's key. Raises Fault(401)."""
@@ -221,3 +229,10 @@ class Handler:
                 (b"access-control-max-age", b"600"),
             ]
         exchange.respond(204, headers, b"")
+
+
+def _outcome(fault: Fault) -> Outcome:
+    """What a request that ends with this error is recorded as."""
+    if fault.code == "superseded":
+        return "cancelled"
+    return "upstream_error" if fault.code.startswith("engine_") else "refused"

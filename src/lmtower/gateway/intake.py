@@ -15,7 +15,6 @@ from lmtower import guard
 from lmtower.gateway.flow import Flow
 from lmtower.guard import Rules, Strict, ToolCache
 from lmtower.personas import CompiledPersona, Prepared
-from lmtower.personas.discipline import drop_volatile, sort_tools
 from lmtower.telemetry.metrics import Metrics
 from lmtower.wire import images
 from lmtower.wire import top as tops
@@ -58,15 +57,7 @@ class Intake:
         mended = await self._images(flow, mended, persona)
         if mended is not raw:
             top[field] = mended
-        drop_volatile(top, flow.protocol, persona.recipe.volatile)
-        if persona.canonical_tools:
-            sort_tools(top)
-        if persona.tools != "strict":
-            return None
-        rules = guard.rules_of(top, self.tools)
-        if rules is not None and persona.recipe.strict_tools == "strict":
-            top["tools"] = guard.mark_strict(bytes(memoryview(top["tools"])))
-        return rules
+        return guard.rules_of(top, self.tools) if persona.tools == "strict" else None
 
     async def _images(self, flow: Flow, raw: bytes, persona: CompiledPersona) -> bytes:
         found = images.find(raw)

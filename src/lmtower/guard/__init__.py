@@ -5,9 +5,9 @@ one constrained retry), ``strict`` (all of it for one request), ``strict_chat`` 
 ``history`` (replayed calls). Pure: bytes and values only.
 """
 
-from lmtower.guard.history import clean_chat, clean_messages, clean_responses
+from lmtower.guard.history import clean_chat, clean_messages, clean_responses, mended
 from lmtower.guard.judge import Call, Judgement, Rules, Verdict, judge
-from lmtower.guard.strict import Strict, mark_strict, rules_of
+from lmtower.guard.strict import Strict, rules_of
 from lmtower.guard.strict_chat import StrictChatReply
 from lmtower.guard.strict_messages import StrictMessagesReply
 from lmtower.guard.strict_responses import StrictResponsesReply
@@ -29,6 +29,6 @@ __all__ = [
     "clean_messages",
     "clean_responses",
     "judge",
-    "mark_strict",
+    "mended",
     "rules_of",
 ]

@@ -13,11 +13,32 @@ from typing import Any
 import msgspec
 
 from lmtower.guard.repair import as_object, decode
+from lmtower.wire import top as tops
 
 Cleaner = Callable[[dict[str, Any]], bool]
 """Changes one message in place; True when it did."""
 Suspect = Callable[["_Item"], bool]
 """Whether a message needs a closer look. Long histories are sound: reading them whole would cost more than all else."""
+
+
+def mended(protocol: str, body: bytes) -> bytes:
+    """A whole body with its history mended; the same bytes when there is nothing to mend. Raises Fault(400)."""
+    cleaners = {
+        "chat": clean_chat,
+        "messages": clean_messages,
+        "count_tokens": clean_messages,
+        "responses": clean_responses,
+    }
+    cleaner, field = cleaners.get(protocol), "input" if protocol == "responses" else "messages"
+    top = tops.split(body)
+    if cleaner is None or not tops.given(top, field):
+        return body
+    raw = bytes(memoryview(top[field]))
+    cleaned = cleaner(raw)
+    if cleaned is raw:
+        return body
+    top[field] = cleaned
+    return b"".join(bytes(memoryview(piece)) for piece in tops.join(top))
 
 
 def clean_chat(messages: bytes) -> bytes:

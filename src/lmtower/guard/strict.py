@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from lmtower.guard.judge import Call, Judgement, Rules, Verdict, judge
 from lmtower.guard.retry import retried_call, retry_edits
 from lmtower.guard.tools import Tool, ToolCache
@@ -103,16 +101,3 @@ def rules_of(top: Top, cache: ToolCache) -> Rules | None:
         forced = named if isinstance(named, str) else None
         required = choice.get("type") == "any" or choice.get("mode") == "required"
     return Rules(tools, forced, required, parallel)
-
-
-def mark_strict(tools: bytes) -> bytes:
-    """The tools, each marked ``strict``: engines then constrain the decoding of its arguments."""
-    entries: Any = msgspec.json.decode(tools)
-    for entry in entries if isinstance(entries, list) else []:
-        if not isinstance(entry, dict):
-            continue
-        inner = entry.get("function")
-        body: dict[str, Any] = inner if isinstance(inner, dict) else entry
-        if "input_schema" in body or entry.get("type") == "function":
-            body.setdefault("strict", True)
-    return msgspec.json.encode(entries)

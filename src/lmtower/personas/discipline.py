@@ -12,10 +12,39 @@ from typing import Any
 
 import msgspec
 
+from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.rules import Trace
 from lmtower.wire import scan
 from lmtower.wire import top as tops
 from lmtower.wire.top import Top
+
+
+def apply(protocol: str, top: Top, persona: CompiledPersona, trace: Trace | None) -> None:
+    """The rules that come before a protocol's own. Completions, embeddings and rerank have nothing for them."""
+    if protocol not in ("chat", "messages", "count_tokens", "responses"):
+        return
+    drop_volatile(top, protocol, persona.recipe.volatile, trace)
+    if persona.canonical_tools:
+        sort_tools(top, trace)
+    if persona.tools == "strict" and persona.recipe.strict_tools == "strict":
+        mark_strict(top, trace)
+
+
+def mark_strict(top: Top, trace: Trace | None = None) -> None:
+    """Each tool marked ``strict``, unless the client said otherwise: engines then constrain its arguments."""
+    if not tops.given(top, "tools"):
+        return
+    entries: Any = tops.value(top, "tools")
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        inner = entry.get("function")
+        body: dict[str, Any] = inner if isinstance(inner, dict) else entry
+        if "input_schema" in body or entry.get("type") == "function":
+            body.setdefault("strict", True)
+    top["tools"] = msgspec.json.encode(entries)
+    if trace is not None:
+        trace.append(("tools", "each marked strict (tools: strict), as the model's recipe asks"))
 
 
 def sort_tools(top: Top, trace: Trace | None = None) -> None:
@@ -56,7 +85,8 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
             top["instructions"] = msgspec.json.encode(kept)
             _note(trace, "instructions")
         return
-    raw = bytes(memoryview(top["messages"])) if protocol == "chat" else b""
+    found = top.get("messages") if protocol == "chat" else None
+    raw = bytes(memoryview(found)) if found is not None else b""
     start = scan.first_item(raw)
     message = raw[start : scan.skip_value(raw, start)] if start is not None else b""
     if not any(role in message for role in (b'"system"', b'"developer"')):

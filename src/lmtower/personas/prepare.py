@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lmtower.personas import autocomplete, native, vectors
+from lmtower.personas import autocomplete, discipline, native, vectors
 from lmtower.personas.autocomplete import limit_stops
 from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.prepared import Prepared, Preparer
@@ -64,4 +64,5 @@ def prepare(
     protocol: str, top: Top, persona: CompiledPersona, asked: str, request_id: str, trace: Trace | None = None
 ) -> Prepared:
     """Make one request ready. ``asked`` is the model's name as the client wrote it. Raises Fault."""
+    discipline.apply(protocol, top, persona, trace)
     return PREPARERS[protocol](top, persona, asked, request_id, trace)

@@ -221,7 +221,7 @@ def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Faul
 
 
 def from_stream(body: bytes) -> Fault:
-    """Translate an error that an engine sent inside a stream. Only an overflow is told in its words: others may quote."""
+    """Translate an error that came inside a stream. Only an overflow is told in its words: others may quote."""
     try:
         error = _error_decoder.decode(body).error
     except (msgspec.DecodeError, UnicodeDecodeError):
