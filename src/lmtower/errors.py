@@ -61,7 +61,7 @@ class ConfigError(Refused):
 
 
 class PlanError(Refused):
-    """A model cannot be planned or a set does not fit. ``field`` names the config.json field or the YAML path at fault."""
+    """A model cannot be planned or a set does not fit. ``field``: the config.json field or YAML path at fault."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         self.field = field

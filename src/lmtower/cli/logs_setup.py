@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
-import structlog
+from lmtower import logs
 
 
 def configure_logs(*, as_json: bool = False) -> None:
-    """Set structlog up for this process: events to stderr, with time and level."""
+    """Have structlog write events to stderr, with time and level, once it is loaded."""
+    logs.configure(functools.partial(_configure, as_json))
+
+
+def _configure(as_json: bool) -> None:
+    import structlog
+
     pretty = sys.stderr.isatty() and not as_json
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)

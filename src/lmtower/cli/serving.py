@@ -41,9 +41,9 @@ class Serving:
     plans: Mapping[str, EnginePlan]
     engine_key: str | None = None
 
-    def configuration(self) -> Configuration:
-        """The tower file as the gateway takes it. Raises ConfigError."""
-        loaded = self.options.load(self.overrides)
+    def configuration(self, loaded: Loaded | None = None) -> Configuration:
+        """The tower file as the gateway takes it, read again unless it is given. Raises ConfigError."""
+        loaded = loaded or self.options.load(self.overrides)
         return Configuration(
             loaded.tower, upstreams_of(loaded.tower, self.plans, self.engine_key), loaded.watched_files
         )
@@ -86,7 +86,7 @@ async def serve_until_stopped(
     ledger = await asyncio.to_thread(Ledger.open, data_dir, loaded.tower.database, loaded.tower.redis)
     first_key = await asyncio.to_thread(ledger.first_key, "first")
     gateway = Gateway(
-        serving.configuration(),
+        serving.configuration(loaded),
         ledger,
         data_dir,
         admin_key=admin_key(data_dir),

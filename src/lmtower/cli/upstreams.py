@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 from lmtower import recipes
 from lmtower.config.types import Engine, Node, Runtime, Tower
-from lmtower.engines import bind_of
 from lmtower.gateway.upstreams import Upstream
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ def _replicas(name: str, engine: Engine, nodes: Mapping[str, Node], port: int) -
         return [
             (f"{name}@{place}" if len(urls) > 1 else name, "", base) for place, base in zip(places, bases, strict=True)
         ]
+    from lmtower.engines import bind_of  # the whole control plane, which external engines never need
+
     placed = engine.nodes or ((engine.node,) if engine.node else tuple(nodes)[:1]) or ("local",)
     if engine.tensor_parallel > 1:
         placed = placed[:1]  # one copy over all of them answers on its head

@@ -166,6 +166,8 @@ class Admin:
 
     async def _explain(self, request: Request) -> Any:
         body = _object(request)
+        if isinstance(body.get("session"), str):
+            return {"sessions": self._gateway.handler.intake.busters.report(body["session"])}
         snapshot = self._gateway.snapshot
         persona = snapshot.find(body.get("persona"))
         route, _ = routes.find(str(body.get("path", "/v1/chat/completions")))

@@ -62,6 +62,9 @@ def retry_after(ahead: int, slots: int, service_seconds: float) -> int:
     return max(1, min(60, math.ceil(ahead * service_seconds / max(1, slots))))
 
 
+REFUSALS = ("full", "deadline", "held")
+
+
 class _Waiter:
     __slots__ = ("future", "lane", "since", "timer")
 
@@ -80,7 +83,8 @@ class Admission:
         self.lanes = lanes
         self.running: dict[Lane, int] = dict.fromkeys(LANES, 0)
         self.held: frozenset[Lane] = frozenset()
-        self.deadline_misses = 0
+        self.refusals: dict[tuple[str, str], int] = {(lane, why): 0 for lane in LANES for why in REFUSALS}
+        """Requests that were not admitted, by lane and reason; counted here, read by metrics."""
         self._clock = clock
         self._waiting: dict[Lane, deque[_Waiter]] = {lane: deque() for lane in LANES}
         self._granted_at: dict[Lane, float] = dict.fromkeys(LANES, -math.inf)
@@ -116,11 +120,13 @@ class Admission:
         if self.try_enter(lane):
             return
         if lane in self.held:
+            self.refusals[lane, "held"] += 1
             raise Fault(
                 503, "lane_held", "This kind of request is paused: the node is short of memory.", retry_after=30
             )
         queue = self._waiting[lane]
         if len(queue) >= self.lanes.queue:
+            self.refusals[lane, "full"] += 1
             raise self._full(f"{len(queue)} requests already wait in the lane {lane!r}.")
         loop = asyncio.get_running_loop()
         waiter = _Waiter(lane, self._clock(), loop.create_future())
@@ -202,7 +208,7 @@ class Admission:
     def _expire(self, waiter: _Waiter) -> None:
         if not waiter.future.done():
             self._remove(waiter)
-            self.deadline_misses += 1
+            self.refusals[waiter.lane, "deadline"] += 1
             waiter.future.set_exception(self._full("No slot became free in time."))
 
     def _full(self, reason: str) -> Fault:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import structlog
 
 from lmtower.config.types import Tower
 from lmtower.errors import NodeError, TowerError
@@ -29,11 +28,12 @@ from lmtower.gateway.snapshot import Snapshot
 from lmtower.gateway.status import tower_state
 from lmtower.gateway.upstreams import Upstream
 from lmtower.ledger import Ledger, UsageRecord
+from lmtower.logs import get_logger
 from lmtower.telemetry.families import RELOADS
 from lmtower.telemetry.lag import LoopLag
 from lmtower.telemetry.metrics import Metrics
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 RECENT = 500
 WATCH_SECONDS = 1.0
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
-
 from lmtower.gateway import identity
 from lmtower.gateway.engine import Replica
 from lmtower.gateway.exchange import JSON
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.relay import Relay, Watch
 from lmtower.gateway.upstream import Call, UpstreamLost
+from lmtower.logs import get_logger
 from lmtower.personas import Prepared
 from lmtower.telemetry.families import UPSTREAM_CANCELLED, UPSTREAM_RETRIES
 from lmtower.telemetry.metrics import Metrics
@@ -23,7 +22,7 @@ from lmtower.wire.embeddings import EmbeddingsReply
 from lmtower.wire.faults import Fault, from_engine
 from lmtower.wire.reply import Again
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 ATTEMPTS = 3
 
 

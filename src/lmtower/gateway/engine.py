@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import structlog
-
 from lmtower.gateway.admission import Admission
 from lmtower.gateway.routing import Candidate, choose
 from lmtower.gateway.upstream import Pool, UpstreamLost
 from lmtower.gateway.upstreams import Upstream
+from lmtower.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Condition = Literal["stopped", "starting", "ready", "draining", "failed"]
 

@@ -15,6 +15,8 @@ from lmtower import guard
 from lmtower.gateway.flow import Flow
 from lmtower.guard import Rules, Strict, ToolCache
 from lmtower.personas import CompiledPersona, Prepared
+from lmtower.personas.busters import Busters
+from lmtower.telemetry.families import CACHE_BUSTERS
 from lmtower.telemetry.metrics import Metrics
 from lmtower.wire import images
 from lmtower.wire import top as tops
@@ -41,6 +43,7 @@ class Intake:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
+        self.busters = Busters()
         self.tools = ToolCache()
 
     async def take(self, flow: Flow, top: Top, persona: CompiledPersona) -> Rules | None:
@@ -48,6 +51,10 @@ class Intake:
 
         Raises Fault for images that may not be sent.
         """
+        if flow.session:
+            change = self.busters.see(flow.session, persona.name, flow.protocol, top, flow.request_id)
+            if change is not None:
+                self.metrics.count(CACHE_BUSTERS, persona.name, change.span)
         found = _FIELDS.get(flow.protocol)
         if found is None or not tops.given(top, found[0]):
             return None

@@ -26,13 +26,13 @@ from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
-import structlog
 
 from lmtower.gateway.exchange import JSON, DialectOf, Handler, Header, Headers, Request
+from lmtower.logs import get_logger
 from lmtower.wire import faults
 from lmtower.wire.faults import Fault
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 HEADER_BYTES = 64 * 1024
 HEADER_SECONDS = 30.0

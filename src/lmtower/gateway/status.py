@@ -25,7 +25,10 @@ def engine_states(gateway: Gateway) -> tuple[EngineState, ...]:
             engine.admission.queued(),
             frozenset(engine.admission.held),
             max((now - r.ready_since for r in engine.replicas if r.healthy), default=0.0),
-            tuple(UpstreamState(r.upstream.replica, bool(r.healthy), r.circuit.state(now)) for r in engine.replicas),
+            upstreams=tuple(
+                UpstreamState(r.upstream.replica, bool(r.healthy), r.circuit.state(now)) for r in engine.replicas
+            ),
+            refusals=engine.admission.refusals,
         )
         for engine in gateway.snapshot.engines.values()
     )

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import structlog
-
 from lmtower.config.types import Limits
 from lmtower.errors import LedgerError
 from lmtower.ledger import drain, history, journal, keys, report
@@ -25,6 +23,7 @@ from lmtower.ledger.keys import KeyTable
 from lmtower.ledger.limits import LocalLimits
 from lmtower.ledger.report import Report
 from lmtower.ledger.types import Client, KeyRow, NewKey, UsageRecord
+from lmtower.logs import get_logger
 
 KEY_POLL_SECONDS = 0.4
 DRAIN_SECONDS = 0.5
@@ -55,7 +54,7 @@ class Ledger:
         self._disk_failing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = threading.Event()
-        self._log = structlog.get_logger()
+        self._log = get_logger()
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None, redis: str | None = None) -> Ledger:

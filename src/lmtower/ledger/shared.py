@@ -20,7 +20,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import structlog
 
 from lmtower.config.types import Limits, Price
 from lmtower.errors import LedgerError
@@ -29,6 +28,7 @@ from lmtower.ledger.headers import Dialect, limit_headers
 from lmtower.ledger.limits import MAX_RETRIES, LocalLimits, Reservation, dearest
 from lmtower.ledger.types import Client
 from lmtower.ledger.windows import DAY, MINUTE, SlidingWindow
+from lmtower.logs import get_logger
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -72,7 +72,7 @@ class SharedLimits(LocalLimits):
         self._untold: dict[str, tuple[tuple[str, ...], bytes]] = {}
         self._telling: set[asyncio.Task[None]] = set()
         self._heart: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger()
+        self._log = get_logger()
 
     async def start(self) -> None:
         """Connect and begin to show that this tower lives. A Redis that is down is no error. Raises LedgerError."""

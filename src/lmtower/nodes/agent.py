@@ -10,17 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from lmtower import __version__
 from lmtower.errors import NodeError
+from lmtower.logs import get_logger
 from lmtower.nodes import agent_exporter
 from lmtower.nodes.agent_exporter import Readings
 from lmtower.nodes.agent_gpu import Gpus
 from lmtower.nodes.agent_memory import Memory
 from lmtower.nodes.watchdog_actor import Watchdog
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Agent:

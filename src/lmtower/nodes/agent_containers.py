@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from lmtower.engines.spec import LABEL_ENGINE
+from lmtower.logs import get_logger
 from lmtower.nodes.agent_gpu import Gpus
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SOCKET = Path("/var/run/docker.sock")
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
-import structlog
-
+from lmtower.logs import get_logger
 from lmtower.nodes.agent_exporter import WatchdogReading
 from lmtower.nodes.agent_memory import Memory
 from lmtower.nodes.watchdog import Hold, Policy, Reading, Stop, Watch, decide
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 DEFAULT_IMPORTANCE = 50
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import ipaddress
 import math
 from collections.abc import Iterator
@@ -20,14 +19,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from PIL import Image, UnidentifiedImageError
 
 from lmtower.config.types import Images
 from lmtower.recipes.load import ImageTokens
 from lmtower.wire.faults import Fault
 
 _URL_KEYS = ("image_url", "video_url", "audio_url", "file_url", "url")
-_MOST_PIXELS = 100_000_000
 _ABSENT = msgspec.Raw(b"")
 """A field that is not there. Not None: for an optional ``Raw`` msgspec decodes the value after all."""
 
@@ -199,45 +196,18 @@ def _is_private(host: str) -> bool:
 
 def shrink(found: Found, max_side: int) -> int:
     """Scale down, in place, every image whose longer side is above ``max_side`` pixels. Returns how many were."""
+    from lmtower.wire import pixels
+
     changed = 0
     for picture in found.pictures:
         raw = _bytes_of(picture)
         if raw is None:
             continue
-        smaller = scaled(raw, max_side)
+        smaller = pixels.scaled(raw, max_side)
         if smaller is not None:
             picture.replace(*smaller)
             changed += 1
     return changed
-
-
-def scaled(raw: bytes, max_side: int) -> tuple[str, bytes] | None:
-    """(media type, bytes) of a smaller copy; None when it is small enough. Raises Fault(400) for no image."""
-    with _open(raw) as image:
-        if max(image.size) <= max_side:
-            return None
-        kind = image.format
-        image.draft("RGB", (max_side, max_side))  # JPEG: decode at a fraction of the size
-        small = image if image.mode in ("RGB", "L", "RGBA") else image.convert("RGB")
-        small = small.copy()
-    small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    if kind == "JPEG" or small.mode != "RGBA":
-        small.convert("RGB").save(out, "JPEG", quality=88)
-        return "image/jpeg", out.getvalue()
-    small.save(out, "PNG")
-    return "image/png", out.getvalue()
-
-
-def _open(raw: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(raw))
-        if image.width * image.height > _MOST_PIXELS:
-            raise Fault(413, "image_too_large", f"An image has more than {_MOST_PIXELS} pixels.", param="messages")
-        image.load() if image.format not in ("JPEG", "MPO") else None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise Fault(400, "invalid_image", "An image cannot be read.", param="messages") from None
-    return image
 
 
 def _bytes_of(picture: Picture) -> bytes | None:
@@ -255,6 +225,8 @@ def _bytes_of(picture: Picture) -> bytes | None:
 
 def tokens(found: Found, rule: ImageTokens | None) -> int:
     """Tokens of all inline images by the recipe's formula; 0 without one. Reads headers only."""
+    from lmtower.wire import pixels
+
     if rule is None:
         return 0
     total = 0
@@ -262,11 +234,9 @@ def tokens(found: Found, rule: ImageTokens | None) -> int:
         raw = _bytes_of(picture)
         if raw is None:
             continue
-        try:
-            with Image.open(io.BytesIO(raw)) as image:
-                total += image_tokens(image.width, image.height, rule)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-            continue
+        size = pixels.dimensions(raw)
+        if size is not None:
+            total += image_tokens(*size, rule)
     return total
 
 
