@@ -102,7 +102,7 @@ async def test_full_queue_and_passed_deadline_are_429() -> None:
     with pytest.raises(Fault, match="No slot became free") as late:
         await first
     assert [full.value.status, late.value.status] == [429, 429]
-    assert gate.deadline_misses == 1
+    assert (gate.refusals["default", "full"], gate.refusals["default", "deadline"]) == (1, 1)
     assert gate.queued()["default"] == 0
 
 

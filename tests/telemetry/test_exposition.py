@@ -32,6 +32,7 @@ STATE = TowerState(
             queued={"interactive": 0, "batch": 7},
             held=frozenset({"batch"}),
             ready_seconds=12.5,
+            refusals={("batch", "deadline"): 4, ("batch", "full"): 0},
             upstreams=(UpstreamState("spark", True), UpstreamState("spark2", False, "open")),
         ),
     ),
@@ -140,6 +141,25 @@ def test_label_values_are_escaped() -> None:
 def test_gauge_shows_the_state(sample: str, value: float) -> None:
     """What the state callback tells is on the page."""
     assert gauges()[sample] == value
+
+
+def test_refusals_are_read_from_the_state() -> None:
+    """The engine's admission counts; the page shows it, zeros included."""
+    _, body = full().render()
+    text = body.decode()
+    assert 'lmtower_queue_refusals_total{engine="nemotron",lane="batch",reason="deadline"} 4' in text
+    assert 'lmtower_queue_refusals_total{engine="nemotron",lane="batch",reason="full"} 0' in text
+
+
+def test_known_events_are_zero_before_they_happen() -> None:
+    """``increase()`` sees the first event only if there was a zero before it."""
+    _, body = Metrics(state=lambda: STATE).render()
+    for line in (
+        'lmtower_auth_failures_total{reason="unknown_key"} 0',
+        'lmtower_config_reloads_total{result="failed"} 0',
+        'lmtower_upstream_cancelled_total{engine="nemotron"} 0',
+    ):
+        assert line in body.decode()
 
 
 def test_budget_of_an_unnamed_client_is_left_out() -> None:

@@ -202,9 +202,9 @@ def test_event_is_counted_by_its_labels() -> None:
     metrics = Metrics()
     metrics.count(families.AUTH_FAILURES, "unknown_key")
     metrics.count(families.AUTH_FAILURES, "unknown_key", by=2)
-    metrics.count(families.QUEUE_REFUSALS, "nemotron", "batch", "full")
+    metrics.count(families.UPSTREAM_RETRIES, "nemotron", "connection")
     assert total(metrics, "lmtower_auth_failures_total", reason="unknown_key") == 3
-    assert total(metrics, "lmtower_queue_refusals_total", engine="nemotron", lane="batch", reason="full") == 1
+    assert total(metrics, "lmtower_upstream_retries_total", engine="nemotron", reason="connection") == 1
 
 
 def test_event_with_wrong_labels_is_refused() -> None:

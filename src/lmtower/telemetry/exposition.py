@@ -64,8 +64,10 @@ class Page:
         yield from self._request_counters(series, labels)
         yield from self._histograms(series, labels)
         yield self._cache_split(splits)
+        expected = _expected_events(state, named)
         for family, values in events.items():
-            yield self._samples(family, sorted(values.items()))
+            zeros = dict.fromkeys(expected.get(family, ()), 0)
+            yield self._samples(family, sorted({**zeros, **values}.items()))
         for family, rows in _gauges(state, own, named):
             yield self._samples(family, rows)
         for name, kind, help, value in process.samples():
@@ -183,6 +185,18 @@ _HISTOGRAMS: tuple[tuple[Family, _Read, Callable[[Finished], float]], ...] = (
 )
 
 
+def _expected_events(state: TowerState, named: Collection[str]) -> dict[Family, list[tuple[str, ...]]]:
+    """Counters that are shown as 0 before the first event, because ``increase()`` cannot see a series begin at 1."""
+    engines = [one.engine for one in state.engines]
+    return {
+        families.AUTH_FAILURES: [(reason,) for reason in families.AUTH_REASONS],
+        families.RELOADS: [(result,) for result in families.RELOAD_RESULTS],
+        families.UPSTREAM_CANCELLED: [(engine,) for engine in engines],
+        families.UPSTREAM_RETRIES: [(engine, why) for engine in engines for why in families.RETRY_REASONS],
+        families.LIMIT_REFUSALS: [(one.client, one.limit) for one in state.budgets if one.client in named],
+    }
+
+
 def _gauges(state: TowerState, own: OwnGauges, named: Collection[str]) -> Iterator[tuple[Family, list[Sample]]]:
     yield from _engine_gauges(state)
     yield families.PERSONA_INFO, [((one.persona, one.engine, one.lane), 1) for one in state.personas]
@@ -224,6 +238,10 @@ def _engine_gauges(state: TowerState) -> Iterator[tuple[Family, list[Sample]]]:
     yield families.ENGINE_SLOTS, [((one.engine,), one.slots) for one in engines]
     yield families.ENGINE_IN_FLIGHT, [((one.engine,), one.in_flight) for one in engines]
     yield families.ENGINE_QUEUED, [((one.engine, lane), n) for one in engines for lane, n in one.queued.items()]
+    yield (
+        families.QUEUE_REFUSALS,
+        [((one.engine, lane, why), n) for one in engines for (lane, why), n in one.refusals.items()],
+    )
     yield families.ENGINE_HELD, [((one.engine, lane), 1) for one in engines for lane in sorted(one.held)]
     replicas = [(one.engine, upstream) for one in engines for upstream in one.upstreams]
     yield families.UPSTREAM_HEALTHY, [((engine, up.replica), int(up.healthy)) for engine, up in replicas]

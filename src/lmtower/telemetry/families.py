@@ -83,7 +83,7 @@ UPSTREAM_RETRIES = Family(
 QUEUE_REFUSALS = Family(
     "lmtower_queue_refusals",
     "counter",
-    "Requests that were not admitted: queue full, deadline passed, lane held by the watchdog, superseded.",
+    "Requests that were not admitted: queue full, deadline passed, lane held by the watchdog.",
     ("engine", "lane", "reason"),
 )
 LIMIT_REFUSALS = Family(
@@ -91,22 +91,24 @@ LIMIT_REFUSALS = Family(
 )
 AUTH_FAILURES = Family("lmtower_auth_failures", "counter", "Requests without a usable key.", ("reason",))
 RELOADS = Family("lmtower_config_reloads", "counter", "Reloads of the tower file.", ("result",))
-PREFIX_BUSTERS = Family(
-    "lmtower_prefix_busters",
-    "counter",
-    "Volatile prompt parts that were found (and dropped where the recipe says so).",
-    ("persona", "reason"),
-)
 HOLDS = Family("lmtower_watchdog_holds", "counter", "Times that a node's watchdog held a lane.", ("engine", "lane"))
+CACHE_BUSTERS = Family(
+    "lmtower_cache_busters",
+    "counter",
+    "Requests of a session whose beginning is not the previous one's: what changed first.",
+    ("persona", "span"),
+)
+AUTH_REASONS = ("missing_key", "unknown_key")
+RETRY_REASONS = ("connection", "unreachable")
+RELOAD_RESULTS = ("ok", "failed")
 EVENTS = (
     UPSTREAM_CANCELLED,
     UPSTREAM_RETRIES,
-    QUEUE_REFUSALS,
     LIMIT_REFUSALS,
     AUTH_FAILURES,
     RELOADS,
-    PREFIX_BUSTERS,
     HOLDS,
+    CACHE_BUSTERS,
 )
 
 ENGINE_STATE = _gauge("engine_state", "1 for the state that the engine is in.", "engine", "state")
@@ -147,6 +149,7 @@ FAMILIES: tuple[Family, ...] = (
     *HISTOGRAMS,
     TTFT_BY_CACHE,
     *EVENTS,
+    QUEUE_REFUSALS,
     ENGINE_STATE,
     ENGINE_READY,
     ENGINE_SLOTS,

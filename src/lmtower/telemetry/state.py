@@ -33,6 +33,8 @@ class EngineState:
     held: frozenset[str] = frozenset()
     ready_seconds: float = 0.0
     upstreams: tuple[UpstreamState, ...] = ()
+    refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(lane, reason) -> requests that were not admitted since the start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from lmtower.telemetry.dashboards.panels import (
     ENGINE,
     LOW_IS_BAD_RATIO,
     PERSONA,
-    PERSONA_ONLY,
     RATE,
     Board,
     E,
@@ -129,30 +128,19 @@ _WHY = Row(
             empty="no prompt of 1024 tokens yet",
         ),
         Panel(
-            "Cold prompts by client",
-            "Long prompts of which less than half was cached, per minute.",
+            "Prefix busters",
+            "Long prompts of which less than half was cached, per minute. Who is on top here begins prompts anew: "
+            "a date, an id, tools in changing order. `lmtower explain` shows what is sent.",
             (Query(f"60 * {rate('lmtower_cold_requests_total', P, 'client, persona')}", "{{client}} on {{persona}}"),),
             "short",
-        ),
-        Panel(
-            "Prefix busters",
-            "Volatile text that the gateway found at the front of prompts (dates, ids, billing headers), per minute.",
-            (
-                Query(
-                    f"60 * {rate('lmtower_prefix_busters_total', PERSONA_ONLY, 'persona, reason')}",
-                    "{{persona}}: {{reason}}",
-                ),
-            ),
-            "short",
-            width=12,
-            empty="none found",
         ),
         Panel(
             "Snapshot version",
             "A step is a reload. If the hit rate falls at a step, the change touched a prompt.",
             (Query("max(lmtower_snapshot_version)", "version"),),
             "short",
-            width=12,
+            width=24,
+            height=5,
         ),
     ),
 )
