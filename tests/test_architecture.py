@@ -12,9 +12,10 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src/lmtower"
 
-OPEN = {"errors", "config", "recipes"}
+OPEN = {"errors", "config", "recipes", "logs"}
 ALLOWED = {
     "errors": set[str](),
+    "logs": set[str](),
     "recipes": {"errors"},
     "config": {"errors", "recipes"},
     "telemetry": {"errors", "config"},

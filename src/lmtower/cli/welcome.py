@@ -53,7 +53,8 @@ def page(started: Started, options: Globals) -> str:
 
 def curl(url: str, persona: str, key: str | None) -> str:
     """A chat request to paste into a shell."""
-    body = json.dumps({"model": persona, "messages": [{"role": "user", "content": "How do I brew good coffee?"}]})
+    question = {"role": "user", "content": "How do I brew good coffee?"}
+    body = json.dumps({"model": persona, "messages": [question], "max_tokens": 120})
     return (
         f"curl {url}/v1/chat/completions \\\n"
         f"  -H 'Authorization: Bearer {key or '$' + KEY_VARIABLE}' -H 'Content-Type: application/json' \\\n"
