@@ -16,13 +16,17 @@ from lmtower.errors import Refused
 
 def explain(
     ctx: typer.Context,
-    persona: Annotated[str, typer.Argument(help="Persona, or one of its aliases.")],
+    persona: Annotated[str, typer.Argument(help="Persona, or one of its aliases.")] = "",
     protocol: Annotated[str, typer.Option(help="Protocol of the request: chat, completions, embeddings, ...")] = "chat",
+    session: Annotated[str, typer.Option(help="A session of the running tower: what broke its prefix cache.")] = "",
 ) -> None:
     """Show what a persona makes of a request: URL, headers without secrets, body, and the rule behind every field.
 
     The request is read from standard input. No tower has to run.
     """
+    if session:
+        _session(ctx.obj, session)
+        return
     from lmtower import recipes
     from lmtower.cli.upstreams import upstreams_of
     from lmtower.guard import mended
@@ -31,6 +35,8 @@ def explain(
     from lmtower.wire import Fault
 
     options: Globals = ctx.obj
+    if not persona:
+        raise Refused("name a persona, or a session with --session.")
     tower = options.load().tower
     if protocol not in PREPARERS:
         raise Refused(f"no protocol {protocol!r}. There is {', '.join(PREPARERS)}.")
@@ -49,13 +55,32 @@ def explain(
         image_hosts=tower.gateway.image_urls,
         allowed_fields=frozenset(tower.gateway.dangerous_fields),
     )
-    body = mended(protocol, body)
     has_key = upstream.api_key is not None
     try:
-        explanation = explain_request(protocol, body, compiled, engine_url=upstream.url, has_key=has_key)
+        explanation = explain_request(protocol, mended(protocol, body), compiled, engine_url=upstream.url, has_key=has_key)
     except Fault as fault:
         raise Refused(f"the gateway would answer {fault.status}: {fault.message}") from fault
     _show(explanation, options.json)
+
+
+def _session(options: Globals, session: str) -> None:
+    """What changed first in the requests of a session, as the running tower has seen it."""
+    from lmtower.cli.admin import Admin
+
+    found = Admin.of_running_tower(options.data_dir).post("/admin/explain", {"session": session})["sessions"]
+    if options.json:
+        print_json(found)
+        return
+    if not found:
+        raise Refused(f"no session {session!r} among the latest ones.")
+    for entry in found:
+        print(f"{entry['persona']}: {entry['requests']} requests, {len(entry['changes'])} with a changed beginning")
+        rows = [
+            (change["request_id"], change["span"], change["place"], f"{change['at']} of {change['of']} bytes shared")
+            for change in entry["changes"]
+        ]
+        if rows:
+            print(table(("REQUEST", "SPAN", "FIRST CHANGE", "PREFIX"), rows))
 
 
 def _show(explanation: Any, as_json: bool) -> None:
