@@ -57,7 +57,8 @@ def explain(
     )
     has_key = upstream.api_key is not None
     try:
-        explanation = explain_request(protocol, mended(protocol, body), compiled, engine_url=upstream.url, has_key=has_key)
+        body = mended(protocol, body)
+        explanation = explain_request(protocol, body, compiled, engine_url=upstream.url, has_key=has_key)
     except Fault as fault:
         raise Refused(f"the gateway would answer {fault.status}: {fault.message}") from fault
     _show(explanation, options.json)
