@@ -1,0 +1,1 @@
+"""Files for other systems: compose, Kubernetes, systemd, Proxmox, LiteLLM. Pure: specs in, text out."""
