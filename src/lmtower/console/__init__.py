@@ -1,0 +1,1 @@
+"""The web console over the admin API and Prometheus."""
