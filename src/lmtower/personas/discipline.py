@@ -66,6 +66,10 @@ def _tool_name(raw: bytes) -> str:
     return str(body.get("name", "")) if isinstance(body, dict) else ""
 
 
+_SHORT = 8192
+"""Below this many bytes a search through all messages is cheaper than finding the end of the first."""
+
+
 @cache
 def _pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
@@ -87,11 +91,13 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
         return
     found = top.get("messages") if protocol == "chat" else None
     raw = bytes(memoryview(found)) if found is not None else b""
-    start = scan.first_item(raw)
-    message = raw[start : scan.skip_value(raw, start)] if start is not None else b""
-    if not any(role in message for role in (b'"system"', b'"developer"')):
+    message = raw if len(raw) < _SHORT else _first(raw)
+    if b'"system"' not in message and b'"developer"' not in message:
         return
-    if not any(literal in message for literal in _literals(patterns)):
+    for literal in _literals(patterns):
+        if literal in message:
+            break
+    else:
         return
     parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
     first: Any = msgspec.json.decode(parts[0])
@@ -109,6 +115,11 @@ def _without(text: str, patterns: tuple[str, ...]) -> str:
     lines = text.split("\n")
     kept = [line for line in lines if not pattern.fullmatch(line)]
     return text if len(kept) == len(lines) else "\n".join(kept)
+
+
+def _first(raw: bytes) -> bytes:
+    start = scan.first_item(raw)
+    return raw[start : scan.skip_value(raw, start)] if start is not None else b""
 
 
 @cache

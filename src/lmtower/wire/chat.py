@@ -7,6 +7,7 @@ alone, before ``[DONE]``; reasoning under both of its names; a tool delta never 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from lmtower.wire.reply import Reply
 
 _HEAD = frozenset((b"role", b"content"))
 _SYSTEM_ROLES = (b'"system"', b'"developer"')
+_SYSTEM_FIRST = re.compile(rb'\s*\[\s*\{\s*"role"\s*:\s*"system"\s*,\s*"content"\s*:\s*"')
+"""What nearly every client writes: the system message first, its role first, its content a text."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -29,6 +32,10 @@ def merge_system(messages: memoryview, prompt: bytes) -> list[bytes | memoryview
     refuse it. Without a system message one is put first. Only the head of the array is read.
     Raises Fault(400) when messages is no array of objects.
     """
+    opening = _SYSTEM_FIRST.match(messages)
+    if opening is not None:
+        after = opening.end()
+        return [messages[:after], prompt, b"" if messages[after] == 0x22 else b"\\n\\n", messages[after:]]
     at = scan.first_item(messages)
     if at is None:
         raise _invalid("The field 'messages' must be a list with at least one message.")

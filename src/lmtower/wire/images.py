@@ -80,10 +80,16 @@ class _Item(msgspec.Struct):
 
     def names_media(self) -> bool:
         """Whether media sit here, or in the parts below."""
-        named = (self.image_url, self.video_url, self.audio_url, self.file_url, self.url, self.source)
-        if any(raw is not _ABSENT for raw in named):
-            return True
-        return _parts_name_media(self.content) or _parts_name_media(self.output)
+        return (
+            self.image_url is not _ABSENT
+            or self.url is not _ABSENT
+            or self.source is not _ABSENT
+            or self.video_url is not _ABSENT
+            or self.audio_url is not _ABSENT
+            or self.file_url is not _ABSENT
+            or (self.content is not _ABSENT and _parts_name_media(self.content))
+            or (self.output is not _ABSENT and _parts_name_media(self.output))
+        )
 
 
 _items = msgspec.json.Decoder(list[_Item])

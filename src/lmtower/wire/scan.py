@@ -17,6 +17,8 @@ _ATOM = re.compile(rb"[^,\]} \t\r\n]+")
 
 def skip_space(data: bytes | memoryview, at: int) -> int:
     """Index of the first byte at or after ``at`` that is not white space."""
+    if at < len(data) and data[at] > 0x20:
+        return at
     match = _SPACE.match(data, at)
     return match.end() if match else at
 
