@@ -3,8 +3,9 @@
 score(d) = sum over rankings of weight / (5 + rank(d)), Cormack, Clarke and Büttcher, SIGIR 2009. A vector distance and
 a BM25 score have no common scale, ranks do. The paper's constant of 60 suits rankings by judges that are equally good;
 here one is often far better than the other, and a flat curve lets what is middling in both beat what is first in the
-good one: with 5, hybrid is nowhere worse than the better of the two (``benchmarks/retrieval.py``). Scores are divided by the best possible one, so that a thing that is
-first everywhere scores 1.0 and a client's ``score_threshold`` between 0 and 1 means something.
+good one. With 5, and a weight that fits the embedding model, hybrid is at least as good as the better of the two
+(``benchmarks/retrieval.py``). Scores are divided by the best possible one, so that what is first everywhere scores 1.0
+and a client's ``score_threshold`` between 0 and 1 means something.
 """
 
 from __future__ import annotations

@@ -1,0 +1,262 @@
+"""``python -m benchmarks retrieval [--rows N ...] [--skip quality|scale|neighbours]``: how well, how fast, beside whom.
+
+*Quality* goes through everything that a client goes through: files are uploaded to a running store service, read, cut,
+embedded over HTTP, indexed, and asked. The weight of the vectors is chosen on other questions than those reported.
+*Scale* is LanceDB as lmtower drives it, on generated vectors; *neighbours* are Chroma and Qdrant's local mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.place import PROJECT, WORK
+from benchmarks.report import figure, machine, markdown
+from benchmarks.retrieval_set import Document, documents, questions
+from lmtower.stores import internal
+
+FOLDER = WORK / "retrieval"
+EMBED_PORT, STORE_PORT = 19300, 19301
+NEIGHBOURS = ("chromadb==1.5.9", "qdrant-client==1.20.0", "numpy")
+TUNED, ASKED = 300, 500
+WEIGHTS = (0.1, 0.2, 0.3, 0.5, 1.0)
+TOWER = """\
+engines:
+  embed: {{url: "http://127.0.0.1:{port}", model: wordllama-l2-supercat-256}}
+personas:
+  embed-document: {{engine: embed, lane: batch}}
+  embed-query: {{engine: embed}}
+"""
+
+
+@contextmanager
+def service(data: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """A store service over an embeddings server, both processes of their own."""
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    (data / "tower.yaml").write_text(TOWER.format(port=EMBED_PORT))
+    embed = subprocess.Popen([sys.executable, "-m", "benchmarks.retrieval_embed", str(EMBED_PORT)], cwd=PROJECT)
+    argv = [
+        sys.executable,
+        "-m",
+        "lmtower.stores.server",
+        "--config",
+        str(data / "tower.yaml"),
+        "--data-dir",
+        str(data),
+    ]
+    argv += ["--gateway", f"http://127.0.0.1:{EMBED_PORT}", "--listen", f"127.0.0.1:{STORE_PORT}"]
+    server = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    headers = {"x-lmtower-internal": internal.read_or_create(data), "x-lmtower-client": "bench"}
+    client = httpx.Client(base_url=f"http://127.0.0.1:{STORE_PORT}", headers=headers, timeout=120, trust_env=False)
+    try:
+        _until(lambda: client.get("/healthz").is_success)
+        yield client, server
+    finally:
+        client.close()
+        server.communicate()
+        embed.terminate()
+        embed.wait()
+
+
+def _until(ready: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if ready():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError("the store service did not start")
+
+
+def ingest(client: httpx.Client, corpus: Sequence[Document]) -> tuple[str, dict[str, float]]:
+    store = client.post("/v1/vector_stores", json={"name": "stdlib"}).json()["id"]
+    started = time.perf_counter()
+
+    def upload(document: Document) -> str:
+        files = {"file": (document.name, document.text.encode())}
+        return str(client.post("/v1/files", files=files, data={"purpose": "assistants"}).json()["id"])
+
+    with ThreadPoolExecutor(4) as pool:
+        ids = list(pool.map(upload, corpus))
+    uploaded = time.perf_counter()
+    for at in range(0, len(ids), 2000):
+        client.post(
+            f"/v1/vector_stores/{store}/file_batches", json={"file_ids": ids[at : at + 2000]}
+        ).raise_for_status()
+    while (progress := client.get(f"/v1/vector_stores/{store}/progress").json())["files_done"] < len(ids):
+        time.sleep(0.5)
+    seconds = time.perf_counter() - uploaded
+    return store, {
+        "files": len(ids),
+        "chunks": progress["chunks"],
+        "upload_s": uploaded - started,
+        "ingest_s": seconds,
+        "chunks_s": progress["chunks"] / seconds,
+        "tokens_s": progress["tokens"] / seconds,
+    }
+
+
+def quality(
+    client: httpx.Client, store: str, asked: Sequence[tuple[str, str]], weight: tuple[float, float]
+) -> dict[str, float]:
+    """recall@10 and mean reciprocal rank: is the function that the question was taken from among the first ten?"""
+    ranks = []
+    standouts = []
+    options = {"hybrid_search": {"embedding_weight": weight[0], "text_weight": weight[1]}}
+    for question, answer in asked:
+        body = {"query": question, "max_num_results": 10, "ranking_options": options}
+        hits = client.post(f"/v1/vector_stores/{store}/search", json=body).raise_for_status().json()["data"]
+        names = list(dict.fromkeys(hit["filename"] for hit in hits))
+        ranks.append(names.index(answer) + 1 if answer in names else 0)
+        standouts.append(max((hit["scores"]["standout"] for hit in hits), default=0.0))
+    found = [rank for rank in ranks if rank]
+    return {
+        "recall": len(found) / len(ranks),
+        "mrr": sum(1 / rank for rank in found) / len(ranks),
+        "standout": sorted(standouts)[len(standouts) // 20],
+    }
+
+
+def load(client: httpx.Client, store: str, asked: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Eight clients at once for a while; then how late the service's event loop was."""
+    headers, url = dict(client.headers), str(client.base_url)
+
+    async def all_of_them() -> list[float]:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, trust_env=False) as many:
+
+            async def one(share: Sequence[tuple[str, str]]) -> list[float]:
+                seconds = []
+                for question, _ in share:
+                    started = time.perf_counter()
+                    (await many.post(f"/v1/vector_stores/{store}/search", json={"query": question})).raise_for_status()
+                    seconds.append(time.perf_counter() - started)
+                return seconds
+
+            return [second for some in await asyncio.gather(*(one(asked[i::8]) for i in range(8))) for second in some]
+
+    alone = []
+    for question, _ in asked[:200]:
+        started = time.perf_counter()
+        client.post(f"/v1/vector_stores/{store}/search", json={"query": question})
+        alone.append(time.perf_counter() - started)
+    before = _metrics(client)
+    started = time.perf_counter()
+    seconds = sorted(asyncio.run(all_of_them()))
+    rate = len(seconds) / (time.perf_counter() - started)
+    after = _metrics(client)
+    ticks = after["lmtower_store_loop_lag_ticks_total"] - before["lmtower_store_loop_lag_ticks_total"]
+    lag = after["lmtower_store_loop_lag_seconds_total"] - before["lmtower_store_loop_lag_seconds_total"]
+    return {
+        "alone_p50_ms": sorted(alone)[len(alone) // 2] * 1000,
+        "loaded_p50_ms": seconds[len(seconds) // 2] * 1000,
+        "searches_s": rate,
+        "lag_mean_ms": lag / max(1, ticks) * 1000,
+        "lag_worst_ms": after["lmtower_store_loop_lag_worst_seconds"] * 1000,
+    }
+
+
+def _metrics(client: httpx.Client) -> dict[str, float]:
+    lines = client.get("/metrics").text.splitlines()
+    return {
+        name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
+
+
+def scale(engine: str, rows: int, python: str) -> dict[str, Any]:
+    argv = [python, str(PROJECT / "benchmarks" / "retrieval_scale.py"), engine, str(rows), str(FOLDER)]
+    shutil.rmtree(FOLDER / f"{engine}-{rows}", ignore_errors=True)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ | {"RUST_LOG": "error"})
+    if done.returncode:
+        raise RuntimeError(f"{engine} at {rows} rows: {done.stderr[-800:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    shutil.rmtree(FOLDER / f"{engine}-{rows}", ignore_errors=True)
+    return result
+
+
+def neighbours_python() -> str:
+    python = FOLDER / "venv" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(FOLDER / "venv")], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *NEIGHBOURS], check=True)
+    return str(python)
+
+
+def run_quality() -> None:
+    corpus = documents()
+    every = questions(corpus, TUNED + ASKED)
+    tuned, asked = every[:TUNED], every[TUNED:]
+    with service(FOLDER / "service") as (client, server):
+        store, numbers = ingest(client, corpus)
+        best = max(WEIGHTS, key=lambda weight: quality(client, store, tuned, (weight, 1.0))["mrr"])
+        rows = [
+            (name, quality(client, store, asked, weight))
+            for name, weight in (("vector", (1.0, 0.0)), ("BM25", (0.0, 1.0)), (f"hybrid ({best} : 1)", (best, 1.0)))
+        ]
+        under_load = load(client, store, asked)
+        resident = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    print(
+        f"\n{numbers['files']} functions, {numbers['chunks']} chunks, {len(asked)} questions (weight from {TUNED} others)\n"
+    )
+    print(
+        markdown(["search", "recall@10", "MRR"], [[name, f"{q['recall']:.3f}", f"{q['mrr']:.3f}"] for name, q in rows])
+    )
+    values = {**numbers, **under_load, "resident_MiB": resident, "standout_p5": rows[-1][1]["standout"]}
+    print(markdown(["through the service", ""], [[name, figure(value)] for name, value in values.items()]))
+
+
+def run_scale(sizes: Sequence[int], neighbours: bool) -> None:
+    results = []
+    if neighbours:
+        results += [scale(engine, min(sizes), neighbours_python()) for engine in ("chroma", "qdrant")]
+    results += [scale("lmtower", rows, sys.executable) for rows in sizes]
+    head = [
+        "engine",
+        "vectors",
+        "add s",
+        "index s",
+        "p50 ms",
+        "p95 ms",
+        "recall@10",
+        "BM25 p50",
+        "hybrid p50",
+        "disk GB",
+        "peak GB",
+    ]
+    lines = []
+    for one in results:
+        vector = one["vector"]
+        other = [figure(one[name]["p50_ms"]) if name in one else "–" for name in ("words", "hybrid")]
+        numbers = [figure(one["add_s"]), figure(one["index_s"]), figure(vector["p50_ms"]), figure(vector["p95_ms"])]
+        sizes_gb = [figure(one[name] / 1e9) for name in ("disk_bytes", "peak_bytes")]
+        lines.append([one["engine"], f"{one['rows']:,}", *numbers, f"{vector['recall']:.3f}", *other, *sizes_gb])
+    print(markdown(head, lines))
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks retrieval", description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000], help="vectors; 1000000 takes half an hour")
+    parser.add_argument("--skip", nargs="+", default=[], choices=("quality", "scale", "neighbours"))
+    options = parser.parse_args(argv)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    print(machine())
+    if "quality" not in options.skip:
+        run_quality()
+    if "scale" not in options.skip:
+        run_scale(options.rows, "neighbours" not in options.skip)
+    return 0
