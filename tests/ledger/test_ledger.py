@@ -14,6 +14,7 @@ from lmtower.config.types import Limits, Price
 from lmtower.errors import LedgerError, Refused
 from lmtower.ledger import Ledger, LimitRefusal, Reservation, journal, keys
 from lmtower.ledger import ledger as ledger_module
+from lmtower.ledger.accounts import month_of
 from tests.ledger.records import record
 
 
@@ -232,7 +233,8 @@ def test_limits_survive_a_restart(tmp_path: Path, database_url: str, drained: bo
     assert by_key.tokens_minute.used(now) == 600
     assert by_key.tokens_day.used(now) == 1100
     assert by_key.images_day.used(now) == by_persona.images_day.used(now) == 4
-    assert by_key.spent_in_month(now) == pytest.approx(1100e-6)
+    before = 500e-6 if now - 3600 >= month_of(now)[0] else 0.0
+    assert by_key.spent_in_month(now) == pytest.approx(before + 600e-6)
     assert by_persona.tokens_minute.used(now) == 600
     refusal = second.limits.reserve(client, "plan", persona, None, 0, 0, now)
     assert isinstance(refusal, LimitRefusal)
@@ -253,6 +255,30 @@ def test_reload_that_adds_a_limit_counts_what_was_used_before(tmp_path: Path) ->
     ledger.configure(limited, {"plan": limited})
     _use(ledger, secret, limited, 100, now - 10)
     assert [account.tokens_minute.used(now) for account in ledger.limits.accounts()] == [300, 300]
+    ledger.shut()
+
+
+def test_reload_that_adds_a_longer_limit_counts_the_whole_day(tmp_path: Path) -> None:
+    """From a limit per minute to one per day: what was used before this process began counts too, once."""
+    now = time.time()
+    first = Ledger.open(tmp_path)
+    secret = first.create_key("alice").secret
+    _use(first, secret, Limits(), 100, now - 3600)
+    first.shut()
+    ledger = Ledger.open(tmp_path)
+    ledger.configure(Limits(requests_per_minute=9), {})
+    _use(ledger, secret, Limits(), 100, now - 20)
+    ledger.configure(Limits(requests_per_minute=9, tokens_per_day=250, money_per_month=1), {})
+    (account,) = ledger.limits.accounts()
+    assert account.tokens_day.used(now) == 200
+    before = 100e-6 if now - 3600 >= month_of(now)[0] else 0.0
+    assert account.spent_in_month(now) == pytest.approx(before + 100e-6)
+    assert account.requests_minute.used(now) == 1
+    client = ledger.find(secret)
+    assert client is not None
+    refusal = ledger.limits.reserve(client, "plan", None, None, 51, 0, now)
+    assert isinstance(refusal, LimitRefusal)
+    assert refusal.reason == "tokens_per_day"
     ledger.shut()
 
 

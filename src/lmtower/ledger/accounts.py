@@ -47,6 +47,14 @@ def is_unlimited(limits: Limits | None) -> bool:
     )
 
 
+def kinds_of(limits: Limits) -> tuple[str, ...]:
+    """Spans of time that these limits look back on: ``minute``, ``day``, ``month``."""
+    minute = limits.requests_per_minute is not None or limits.tokens_per_minute is not None
+    day = limits.tokens_per_day is not None or limits.images_per_day is not None
+    spans = {"minute": minute, "day": day, "month": limits.money_per_month is not None}
+    return tuple(span for span, used in spans.items() if used)
+
+
 def cost_of(price: Price | None, input_tokens: int, cached_tokens: int, output_tokens: int, images: int) -> float:
     """Money for what a request used; ``cached_tokens`` are part of ``input_tokens``."""
     if price is None:

@@ -39,78 +39,86 @@ class Use:
 
 
 class History:
-    """Use of the last day, the last minute and this month, by (scope, name). Each account takes its own once."""
+    """Use of the last minute, day and month, by (scope, name). Each account takes its own once."""
 
     def __init__(self, uses: dict[tuple[str, str], Use]) -> None:
         self._uses = uses
 
     def fill(self, account: Account) -> None:
-        """Give the account what it used before; nothing the second time."""
+        """Give a new account what it used before; nothing the second time."""
         use = self._uses.pop((account.scope, account.name), None)
         if use is not None:
             use.fill(account, time.time())
 
+    def replace(self, account: Account) -> None:
+        """Give an account that counts already what it used in the day and month, that use included."""
+        found = Account(account.scope, account.name, account.limits)
+        self.fill(found)
+        account.tokens_day, account.images_day = found.tokens_day, found.images_day
+        account.spent, account.month_end = found.spent, found.month_end
 
-def read(database: Database, folder: Path, now: float) -> History:
-    """Everything that limits need. Blocks; reads the last day and this month. Raises LedgerError."""
+
+def read(database: Database, folder: Path, now: float, *, day: bool = True, month: bool = True) -> History:
+    """What limits need; ``day`` and ``month`` cost a scan of these and are left out when nothing is limited by them.
+
+    Blocks. Raises LedgerError.
+    """
     uses: dict[tuple[str, str], Use] = {}
-    month = month_of(now)[0]
+    begin = month_of(now)[0]
     # The journal first: a record that is drained in between counts twice rather than never.
     waiting = drain.pending(database, folder)
-    for scope, column in (("key", "client_id"), ("persona", "persona")):
-        _add_requests(database, uses, scope, column, now)
-        _add_booked(database, uses, scope, column, now)
-        rows = database.query(
-            f"SELECT {column}, SUM(cost) FROM usage WHERE time >= {month!r} AND cost > 0 GROUP BY {column}"
-        )
-        for name, spent in rows:
-            _use(uses, scope, name).spent += spent
-        _add_records(uses, scope, column, waiting, now, month)
+    _add_requests(database, uses, now)
+    _add_booked(database, uses, now - MINUTE, None, 0.1)
+    if day:
+        _add_booked(database, uses, now - DAY, now - MINUTE, 600.0)
+    if month:
+        sql = f"SELECT client_id, persona, SUM(cost) FROM usage WHERE time >= {begin!r} GROUP BY client_id, persona"
+        for client_id, persona, spent in database.query(sql):
+            for use in _both(uses, client_id, persona):
+                use.spent += spent
+    _add_records(uses, waiting, now, begin)
     for use in uses.values():
-        use.month = month
+        use.month = begin
     return History(uses)
 
 
-def _use(uses: dict[tuple[str, str], Use], scope: str, name: str) -> Use:
-    return uses.setdefault((scope, name), Use())
+def _both(uses: dict[tuple[str, str], Use], client_id: str, persona: str) -> tuple[Use, Use]:
+    return uses.setdefault(("key", client_id), Use()), uses.setdefault(("persona", persona), Use())
 
 
-def _add_requests(database: Database, uses: dict[tuple[str, str], Use], scope: str, column: str, now: float) -> None:
+def _add_requests(database: Database, uses: dict[tuple[str, str], Use], now: float) -> None:
     rows = database.query(
-        f"SELECT {column}, MAX(time), COUNT(*) FROM usage WHERE time > {now - MINUTE!r} AND NOT retry "
-        f"AND outcome <> 'refused' GROUP BY {column}, CAST(time * 10 AS BIGINT)"
+        f"SELECT client_id, persona, MAX(time), COUNT(*) FROM usage WHERE time > {now - MINUTE!r} AND NOT retry "
+        "AND outcome <> 'refused' GROUP BY client_id, persona, CAST(time * 10 AS BIGINT)"
     )
-    for name, at, count in rows:
-        _use(uses, scope, name).requests.append((at, count))
+    for client_id, persona, at, number in rows:
+        for use in _both(uses, client_id, persona):
+            use.requests.append((at, number))
 
 
-def _add_booked(database: Database, uses: dict[tuple[str, str], Use], scope: str, column: str, now: float) -> None:
-    end = "(time + duration_seconds)"
-    for since, until, grain in ((now - DAY, now - MINUTE, MINUTE), (now - MINUTE, None, 0.1)):
-        rows = database.query(
-            f"SELECT {column}, MAX({end}), SUM(input_tokens + output_tokens), SUM(images) FROM usage "
-            f"WHERE time > {since - _LONGEST_REQUEST!r} AND {end} > {since!r} "
-            + (f"AND {end} <= {until!r} " if until is not None else "")
-            + f"GROUP BY {column}, CAST({end} / {grain!r} AS BIGINT)"
-        )
-        for name, at, tokens, images in rows:
-            _use(uses, scope, name).booked.append((at, int(tokens), int(images)))
-
-
-def _add_records(
-    uses: dict[tuple[str, str], Use],
-    scope: str,
-    column: str,
-    records: Iterable[UsageRecord],
-    now: float,
-    month: float,
+def _add_booked(
+    database: Database, uses: dict[tuple[str, str], Use], since: float, until: float | None, grain: float
 ) -> None:
+    """Sums by slices of ``grain`` seconds; each counts as if all of it came with its last request."""
+    end = "(time + duration_seconds)"
+    rows = database.query(
+        f"SELECT client_id, persona, MAX({end}), SUM(input_tokens + output_tokens), SUM(images) FROM usage "
+        f"WHERE time > {since - _LONGEST_REQUEST!r} AND {end} > {since!r} "
+        + (f"AND {end} <= {until!r} " if until is not None else "")
+        + f"GROUP BY client_id, persona, CAST({end} / {grain!r} AS BIGINT)"
+    )
+    for client_id, persona, at, tokens, images in rows:
+        for use in _both(uses, client_id, persona):
+            use.booked.append((at, int(tokens), int(images)))
+
+
+def _add_records(uses: dict[tuple[str, str], Use], records: Iterable[UsageRecord], now: float, month: float) -> None:
     for record in records:
-        use = _use(uses, scope, getattr(record, column))
-        if record.time > now - MINUTE and not record.retry and record.outcome != "refused":
-            use.requests.append((record.time, 1))
         end = record.time + record.duration_seconds
-        if end > now - DAY:
-            use.booked.append((end, record.input_tokens + record.output_tokens, record.images))
-        if record.time >= month:
-            use.spent += record.cost
+        for use in _both(uses, record.client_id, record.persona):
+            if record.time > now - MINUTE and not record.retry and record.outcome != "refused":
+                use.requests.append((record.time, 1))
+            if end > now - DAY:
+                use.booked.append((end, record.input_tokens + record.output_tokens, record.images))
+            if record.time >= month:
+                use.spent += record.cost

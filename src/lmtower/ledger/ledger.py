@@ -17,7 +17,7 @@ from pathlib import Path
 from lmtower.config.types import Limits
 from lmtower.errors import LedgerError
 from lmtower.ledger import drain, history, journal, keys, report
-from lmtower.ledger.accounts import is_unlimited
+from lmtower.ledger.accounts import kinds_of
 from lmtower.ledger.database import Database
 from lmtower.ledger.keys import KeyTable
 from lmtower.ledger.limits import LocalLimits
@@ -44,7 +44,7 @@ class Ledger:
         self._journal = journal.Journal(self._folder)
         self._keys = KeyTable()
         self._prepared = False
-        self._limited: set[str] = set()
+        self._limited: set[tuple[str, str]] = set()
         self._prepare_lock = threading.Lock()
         self._drain_lock = threading.Lock()
         self._drained = -journal.count(
@@ -93,14 +93,22 @@ class Ledger:
         What was used before counts against limits that are new to this process. Blocks (reads the last day and
         month, only when something is limited). Raises LedgerError.
         """
-        limited = {f"persona {name}" for name, limits in personas.items() if not is_unlimited(limits)}
-        limited |= set() if is_unlimited(default) else {"default"}
-        # A key that is made later has no history, so only those of the start matter.
-        limited |= {f"key {client.id}" for client in self._keys.clients() if not is_unlimited(client.limits)}
-        if limited - self._limited and self._database.exists():
+        # A key that is made later has no history, so of keys only those of now matter.
+        keys_limits = {f"key {client.id}": client.limits for client in self._keys.clients() if client.limits}
+        personas_limits = {f"persona {name}": limits for name, limits in personas.items()}
+        wanted = {
+            (name, kind)
+            for name, limits in {**personas_limits, **keys_limits, "default": default}.items()
+            for kind in kinds_of(limits)
+        }
+        if wanted - self._limited and self._database.exists():
             self._prepare()
-            self.limits.history = history.read(self._database, self._folder, time.time()).fill
-        self._limited |= limited
+            day, month = (any(kind == span for _, kind in wanted) for span in ("day", "month"))
+            found = history.read(self._database, self._folder, time.time(), day=day, month=month)
+            self.limits.history = found.fill
+            for account in self.limits.accounts():
+                found.replace(account)
+        self._limited |= wanted
         self.limits.default = default
 
     # Numbers for telemetry
