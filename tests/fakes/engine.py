@@ -193,10 +193,16 @@ class FakeEngine:
             ("prompt_tokens_total", "counter", queries),
             ("generation_tokens_total", "counter", self.totals["output"]),
             ("num_preemptions_total", "counter", 0),
+            ("request_success_total", "counter", len(self.requests)),
         ]
         lines = []
         for name, kind, value in values:
             lines += [f"# HELP vllm:{name} {name}.", f"# TYPE vllm:{name} {kind}", f"vllm:{name}{label} {float(value)}"]
+        for name in ("time_to_first_token_seconds", "inter_token_latency_seconds"):
+            count, inside = len(self.requests), label[:-1]
+            buckets = [f'vllm:{name}_bucket{inside},le="{bound}"}} {count}' for bound in ("0.1", "1.0", "+Inf")]
+            lines += [f"# HELP vllm:{name} {name}.", f"# TYPE vllm:{name} histogram", *buckets]
+            lines += [f"vllm:{name}_sum{label} {count * 0.05}", f"vllm:{name}_count{label} {count}"]
         return "\n".join(lines) + "\n"
 
 

@@ -67,6 +67,13 @@ class Tower:
         messages = [{"role": "user", "content": text}]
         return self.post("/v1/chat/completions", {"model": persona, "messages": messages, "max_tokens": 4, **fields})
 
+    def admin(self, path: str) -> Any:
+        """GET on the admin listener, with the admin key."""
+        key = (self.folder / "data/admin.key").read_text("utf-8").strip()
+        url = f"http://127.0.0.1:{self.port + 1}{path}"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"authorization": f"Bearer {key}"})) as reply:
+            return json.load(reply)
+
     def until(self, what: str, true: Callable[[], bool], seconds: float = 120) -> None:
         """Wait for something that another process does."""
         deadline = time.monotonic() + seconds

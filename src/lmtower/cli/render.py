@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmtower.cli.files import as_text, emit
 from lmtower.cli.globals import Globals, group
+from lmtower.errors import Refused
+
+if TYPE_CHECKING:
+    from lmtower.engines import LaunchSpec
 
 app = group()
 
@@ -44,11 +48,9 @@ def grafana(
 @app.command()
 def compose(ctx: typer.Context, out: Out = None) -> None:
     """One compose file per node; engines start one after the other. Needs nothing of ours on the node."""
-    from lmtower.cli.specs import specs_of
     from lmtower.render import compose as rendering
 
-    options: Globals = ctx.obj
-    emit(rendering.files(specs_of(options, options.load().tower)), out, _header("compose"))
+    emit(rendering.files(_some_specs(ctx.obj)), out, _header("compose"))
 
 
 @app.command()
@@ -62,25 +64,23 @@ def kubernetes(
 ) -> None:
     """Deployments with GPU limits and probes, Services, claims, ServiceMonitors; for engines and the tower."""
     from lmtower import __version__
-    from lmtower.cli.specs import specs_of
     from lmtower.render import kubernetes as rendering
 
-    options: Globals = ctx.obj
     cluster = rendering.Cluster(
         image or f"lmtower:{__version__}", namespace, models_size=models_size, storage_class=storage_class
     )
-    emit(rendering.files(specs_of(options, options.load().tower), cluster), out, _header("kubernetes"))
+    emit(rendering.files(_some_specs(ctx.obj), cluster), out, _header("kubernetes"))
 
 
 @app.command()
 def systemd(ctx: typer.Context, out: Out = None) -> None:
     """Units for the tower, for each node's engines and for the node agents."""
-    from lmtower.cli.specs import plan_of, specs_of
+    from lmtower.cli.specs import specs_of
     from lmtower.render import systemd as rendering
 
     options: Globals = ctx.obj
-    tower = options.load().tower
-    specs = specs_of(options, tower) if plan_of(tower).engines else ()
+    loaded = options.load()
+    tower, specs = loaded.tower, specs_of(options, loaded)
     importance = {name: engine.importance for name, engine in tower.engines.items()}
     reserves = {name: node.reserve for name, node in tower.nodes.items()} | {
         spec.node: None for spec in specs if spec.node not in tower.nodes
@@ -149,6 +149,15 @@ def litellm(ctx: typer.Context, out: Out = None) -> None:
     emit({"config.yaml": rendered.document}, out, _header("litellm"))
     for line in rendered.lost:
         print(f"not carried: {line}", file=sys.stderr)
+
+
+def _some_specs(options: Globals) -> tuple[LaunchSpec, ...]:
+    from lmtower.cli.specs import specs_of
+
+    specs = specs_of(options, options.load())
+    if not specs:
+        raise Refused("every engine is external (url:): there is nothing to start, so nothing to render.")
+    return specs
 
 
 def _header(verb: str) -> str:

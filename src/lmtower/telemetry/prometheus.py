@@ -90,4 +90,4 @@ def scrape_config(tower: Tower, *, every: str = "15s") -> dict[str, Any]:
 
 def files(tower: Tower, *, every: str = "15s") -> dict[str, Any]:
     """Path -> content of everything that Prometheus needs, as plain data to be written as YAML."""
-    return {CONFIG_FILE: scrape_config(tower, every=every), RULES_FILE: rules.rule_file()}
+    return {CONFIG_FILE: scrape_config(tower, every=every), RULES_FILE: rules.rule_file(every)}

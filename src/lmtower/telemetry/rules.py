@@ -253,8 +253,8 @@ ALERTS = (
 )
 
 
-def rule_file() -> dict[str, Any]:
-    """The rule file as plain data."""
+def rule_file(every: str = "15s") -> dict[str, Any]:
+    """The rule file as plain data; rules are evaluated ``every`` so often."""
     recordings = [{"record": rule.name, "expr": rule.expr} for rule in RECORDINGS]
     alerts = [
         {
@@ -268,7 +268,7 @@ def rule_file() -> dict[str, Any]:
     ]
     return {
         "groups": [
-            {"name": "lmtower-recordings", "interval": "15s", "rules": recordings},
-            {"name": "lmtower-alerts", "interval": "15s", "rules": alerts},
+            {"name": "lmtower-recordings", "interval": every, "rules": recordings},
+            {"name": "lmtower-alerts", "interval": every, "rules": alerts},
         ]
     }

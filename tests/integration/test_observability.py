@@ -1,0 +1,190 @@
+"""Every panel and alert on real parts: a tower with two engines, a node agent, load, and a real Prometheus."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lmtower.nodes.agent import Agent, serve
+from lmtower.nodes.agent_containers import Containers
+from lmtower.nodes.agent_gpu import GpuReader
+from lmtower.nodes.agent_memory import read_memory
+from lmtower.nodes.watchdog import Policy
+from lmtower.nodes.watchdog_actor import Watchdog
+from tests.fakes.engine import FakeEngine, ToolCall
+from tests.integration.observed import Prometheus, panel_queries, running_prometheus
+from tests.integration.tower import Tower
+from tests.nodes.fake_node import GIB, FakeNvml, FakeProc
+
+pytestmark = [pytest.mark.tools, pytest.mark.embedded]
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+@pytest.fixture(scope="module")
+def prometheus_program() -> str:
+    """Debian's prometheus."""
+    found = shutil.which("prometheus")
+    if found is None:
+        pytest.skip("prometheus is not installed")
+    return found
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[tuple[str, FakeProc]]:
+    """A node agent over a fake Spark, with a watchdog that nothing has to fear from."""
+    proc = FakeProc(tmp_path / "proc")
+    proc.process(100, "VLLM::EngineCor")
+    watchdog = Watchdog(
+        "local", Policy(12 * GIB), lambda: read_memory(proc.path), None, Containers(None), {}, lambda: 0.0
+    )
+    reader = GpuReader(FakeNvml(), proc=proc.path)
+    agent = Agent(
+        "local", lambda: read_memory(proc.path), reader.read, reserve_bytes=12 * GIB, models=tmp_path, watchdog=watchdog
+    )
+    server = serve(agent, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", proc
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeEngine]:
+    """A vLLM-like engine whose cache, speed and death the test decides."""
+    with FakeEngine() as engine:
+        engine.script(text="one two three four", delay=0.01, input_tokens=2000, cached_tokens=1500)
+        call = ToolCall("weather", '{"city": "Rome"}')
+        engine.script(tool_calls=[call], when=lambda request: bool(request.json.get("tools")))
+        yield engine
+
+
+@pytest.fixture
+def tower(tmp_path: Path, node: tuple[str, FakeProc], fake: FakeEngine, ports: Callable[[], int]) -> Iterator[Tower]:
+    """A tower with that engine and the embedded one."""
+    made = Tower(tmp_path, ports(), {})
+    made.write(
+        {
+            "nodes": {"local": {"agent": node[0]}},
+            "engines": {
+                "fake": {"url": fake.url, "model": "fake-model", "recipe": "qwen3", "slots": 4},
+                "mini": {"model": "bundled:smollm2", "node": "local", "context": 2048, "sequences": 1},
+            },
+            "personas": {
+                "plan": {
+                    "engine": "fake",
+                    "system": "You plan.",
+                    "ttft_target": "5s",
+                    "price": {"input": 1, "output": 2},
+                },
+                "agent": {"engine": "fake", "tools": "strict", "lane": "agent"},
+                "mini": {"engine": "mini", "lane": "batch"},
+            },
+            "limits": {"tokens_per_day": "100m"},
+            "observability": {"cloud_price": {"input": 3, "output": 15}},
+        }
+    )
+    made.up()
+    yield made
+    made.run("down", "--yes")
+
+
+class Load:
+    """Several clients that keep asking until they are told to stop."""
+
+    def __init__(self, tower: Tower) -> None:
+        self._tower = tower
+        self._stop = threading.Event()
+        keys = [tower.ok("key", "create", name).strip().splitlines()[-1] for name in ("alice", "bob")]
+        self._threads = [threading.Thread(target=self._ask, args=(key,)) for key in keys]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, key: str) -> None:
+        with httpx.Client(base_url=self._tower.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+            while not self._stop.wait(0.1):
+                for persona, more in (
+                    ("plan", {"stream": True}),
+                    ("agent", {"tools": [WEATHER]}),
+                    ("mini", {"max_tokens": 4}),
+                ):
+                    messages = [{"role": "user", "content": "hello " * 20}]
+                    client.post("/v1/chat/completions", json={"model": persona, "messages": messages, **more})
+
+
+def wait_for_targets(prometheus: Prometheus) -> None:
+    """All four jobs answer."""
+    wanted = {"lmtower", "external/fake", "llamacpp/mini", "lmtower-node/local"}
+    prometheus.until("targets", lambda: {n for n, health in prometheus.up().items() if health == "up"} == wanted)
+
+
+def test_every_panel_query_returns_data(
+    tower: Tower, tmp_path: Path, prometheus_program: str, ports: Callable[[], int]
+) -> None:
+    """Under load from two clients every query of the four dashboards has a number, and calm rings no bell."""
+    with running_prometheus(
+        prometheus_program, tmp_path / "prom", f"127.0.0.1:{tower.port + 1}", ports()
+    ) as prometheus:
+        wait_for_targets(prometheus)
+        with Load(tower):
+            queries = dict(panel_queries())
+            assert len(queries) > 60
+            prometheus.until("rates", lambda: prometheus.values("sum(rate(llamacpp:tokens_predicted_total[20s])) > 0"))
+            empty: list[str] = []
+
+            def all_answered() -> bool:
+                empty[:] = [where for where, query in queries.items() if not prometheus.values(query)]
+                return not empty
+
+            try:
+                prometheus.until("panels", all_answered, 60)
+            except AssertionError as error:
+                raise AssertionError({where: queries[where] for where in empty}) from error
+        assert prometheus.firing() == set()
+        listed = {row["request_id"] for row in tower.admin("/admin/requests?limit=500")["requests"]}
+        assert prometheus.exemplars("lmtower_ttft_seconds_bucket") & listed
+
+
+def test_alerts_fire_on_their_fault_and_clear_after(
+    tower: Tower,
+    fake: FakeEngine,
+    node: tuple[str, FakeProc],
+    tmp_path: Path,
+    prometheus_program: str,
+    ports: Callable[[], int],
+) -> None:
+    """A dead engine, a node short of memory, a wrong tower file: each rings its bell, and stops ringing."""
+    proc = node[1]
+    with running_prometheus(
+        prometheus_program, tmp_path / "prom", f"127.0.0.1:{tower.port + 1}", ports()
+    ) as prometheus:
+        wait_for_targets(prometheus)
+        good = (tmp_path / "tower.yaml").read_text()
+        fake.crash()
+        proc.set(available=6 * GIB, stalled=0.4)
+        (tmp_path / "tower.yaml").write_text(good.replace("qwen3", "no-such-recipe"))
+        tower.run("reload")
+        wanted = {"EngineDown", "MemoryUnderReserve", "ReloadFailed"}
+        prometheus.until("alerts", lambda: wanted <= prometheus.firing(), 90)
+        fake.restart()
+        proc.set(available=60 * GIB)
+        (tmp_path / "tower.yaml").write_text(good)
+        tower.ok("reload")
+        prometheus.until("calm", lambda: not prometheus.firing(), 90)
