@@ -29,6 +29,7 @@ COMMANDS: dict[str, Verb] = {
     "serve": Verb("lmtower.cli.serve:serve", "Serve the gateway alone, on engines as they are.", "Tower"),
     "key": Verb("lmtower.cli.key:app", "Make, list and revoke the keys of clients.", "Clients"),
     "usage": Verb("lmtower.cli.usage:usage", "Who used what: requests, tokens, images, money.", "Clients"),
+    "connect": Verb("lmtower.cli.connect:connect", "The exact configuration that a client needs.", "Clients"),
     "store": Verb("lmtower.cli.store:app", "Put documents in vector stores, search them, ask them.", "Clients"),
     "status": Verb("lmtower.cli.status:status", "Engines, personas and the gateway at a glance.", "Tower"),
     "down": Verb("lmtower.cli.down:down", "Stop the tower and its engines.", "Tower"),
