@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import ssl
@@ -188,6 +189,7 @@ async def serve(gateway: Gateway, on_started: Callable[[tuple[str, int], tuple[s
         listen, admin = await gateway.start()
         if on_started is not None:
             on_started(listen, admin)
+        tune_collector()
         await stop.wait()
     finally:
         await gateway.stop()
@@ -201,6 +203,17 @@ def tune_allocator() -> None:
         libc.mallopt(-1, 128 * 1024 * 1024)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         return
+
+
+def tune_collector() -> None:
+    """Leave what was made at start to itself, and look for garbage cycles less often.
+
+    A full collection walks every object of every module, tens of milliseconds in which no stream moves; requests
+    themselves leave hardly any cycles behind.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 async def _retire(engine: Engine) -> None:

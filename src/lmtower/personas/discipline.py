@@ -91,9 +91,10 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
         return
     found = top.get("messages") if protocol == "chat" else None
     raw = bytes(memoryview(found)) if found is not None else b""
-    message = raw if len(raw) < _SHORT else _first(raw)
-    if b'"system"' not in message and b'"developer"' not in message:
+    head = raw[:_SHORT]
+    if b'"system"' not in head and b'"developer"' not in head:
         return
+    message = raw if len(raw) < _SHORT else _first(raw)
     for literal in _literals(patterns):
         if literal in message:
             break
