@@ -18,9 +18,8 @@ pytestmark = [pytest.mark.dockerd, pytest.mark.vllm]
 
 def tower_file(folder: Path, vllm: Path, model: Path, ports: Callable[[], int]) -> dict[str, Any]:
     """A Docker node without a GPU, vLLM and llama.cpp on it, a persona of each."""
-    search = f"{vllm.parent}:{Path(sys.executable).parent}:/usr/bin:/bin"
-    env = {"PATH": search, "HOME": "/tmp"}
-    shared = {"node": "box", "image": IMAGE, "mounts": host_mounts(vllm.parents[1]), "sequences": 2, "env": env}
+    shared = {"node": "box", "image": IMAGE, "mounts": host_mounts(vllm.parents[1]), "sequences": 2}
+    here = Path(sys.executable).parent
     return {
         "nodes": {"box": {"driver": "docker", "hardware": "cpu", "models": str(folder / "models")}},
         "engines": {
@@ -32,9 +31,16 @@ def tower_file(folder: Path, vllm: Path, model: Path, ports: Callable[[], int]) 
                 "context": 2048,
                 "kv_cache_memory": "512 MiB",
                 "port": ports(),
+                "env": {"PATH": f"/usr-bin:{vllm.parent}:/usr/bin:/bin", "HOME": "/tmp"},
                 **shared,
             },
-            "small": {"model": "bundled:smollm2", "context": 1024, "port": ports(), **shared},
+            "small": {
+                "model": "bundled:smollm2",
+                "context": 1024,
+                "port": ports(),
+                "env": {"PATH": f"{here}:/usr/bin:/bin"},
+                **shared,
+            },
         },
         "personas": {
             "thorough": {"engine": "real", "system": "You are a careful assistant. " * 40},

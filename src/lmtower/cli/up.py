@@ -68,7 +68,7 @@ async def _up(serving: Serving, loaded: Loaded, *, yes: bool) -> None:
         await fleet.await_return(unreachable)
         if not any(step.action in ("keep",) for step in steps) and not outcome.started:
             if outcome.failed:
-                raise EngineError("no engine could be started.\n" + "\n".join(outcome.failed.values()))
+                raise EngineError("no engine could be started: see above.")
             if unreachable and not steps:
                 raise NodeError("no node can be reached; nothing was started.")
         await serve_until_stopped(serving, loaded, welcome(serving.options), fleet)
@@ -105,7 +105,8 @@ def confirm(steps: tuple[Step, ...], *, yes: bool) -> None:
 
 
 def tell(status: EngineStatus) -> None:
-    """Say on the terminal when an engine ends or comes back by itself."""
-    if status.state in ("failed", "ready") or status.detail:
+    """Say on the terminal when an engine ends, falls silent or comes back by itself; starts tell their phases."""
+    came_back = status.state == "ready" and status.restarts > 0
+    if came_back or status.detail.startswith(("it ended", "it runs but", "node ")):
         detail = f": {status.detail}" if status.detail else ""
         print(f"engine {status.spec.engine} {status.state}{detail}", file=sys.stderr, flush=True)

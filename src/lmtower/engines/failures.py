@@ -19,7 +19,7 @@ class Failure:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.what}. {self.fix}"
+        return f"{self.what}. {self.fix}." if self.fix else f"{self.what}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def recognise(log: str, exit_code: int | None, *, out_of_memory: bool = False, *
             "it was killed from outside, most likely by the kernel for memory",
             "Look at dmesg on the node; lmtower plan shows what fits",
         )
-    return Failure("unknown", f"it said last: {_last_words(log)!r}", "The full log says more")
+    return Failure("unknown", f"it said last: {_last_words(log)!r}", "")
 
 
 def _last_words(log: str) -> str:

@@ -98,7 +98,7 @@ class Apply:
             self._supervisor.adopt(step.spec)
         elif step.action == "stop":
             with self._phase(step, "stop"):
-                await self._drivers[step.node].stop(step.name)
+                await self._supervisor.drain(step.node, step.name)
         elif step.spec is not None:
             await self._start(step, step.spec)
 
@@ -107,7 +107,7 @@ class Apply:
         driver = self._drivers[spec.node]
         with self._phase(step, "fetch", spec.image or spec.served_model):
             await driver.pull(spec, lambda at: self._report(Event(spec.engine, spec.node, "fetch", progress=at)))
-        await driver.stop(spec.name)
+        await self._supervisor.drain(spec.node, spec.name)
         before = await self._sufficient_memory(step, spec, need)
         with self._phase(step, "load"):
             await self._supervisor.launch(spec)

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from lmtower.errors import EngineError
+from lmtower.nodes import words
 from lmtower.nodes.bundled import chat_template, model_path
 
 # Prompts that left their slot wait here, in memory, to be found again; the default of llama.cpp is 8 GiB.
@@ -78,17 +79,21 @@ def main(argv: list[str] | None = None) -> int:
     """Serves until standard input closes (or, with ``--stay``, until a signal). Returns the exit status."""
     options = arguments(argv)
     try:
-        import xllamacpp
+        server: Any = None  # held until the process ends
+        if options.model == words.MODEL:
+            address = words.start(options.host, options.port, options.alias or options.model, options.api_key_env)
+        else:
+            import xllamacpp
+
+            server = xllamacpp.Server(parameters(options))
+            address = server.listening_address
     except ImportError:
         print("the embedded engine needs 'xllamacpp': pip install 'lmtower[demo]'", file=sys.stderr)
         return 1
-    try:
-        params = parameters(options)
-        server = xllamacpp.Server(params)
     except (EngineError, RuntimeError) as error:
         print(f"embedded engine: {error}", file=sys.stderr)
         return 1
-    print(f"ready {server.listening_address}", flush=True)
+    print(f"ready {address}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN if not options.stay else lambda *_: os._exit(0))
     if options.stay:

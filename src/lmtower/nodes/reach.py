@@ -25,7 +25,9 @@ async def explain_unreachable(node: str, address: str, said: str) -> str:
     """One sentence about a Docker engine that could not be asked. ``said`` is what the client library reported."""
     if address == "local":
         return f"node {node!r}: {_local_reason(said)}"
-    status, stderr = await ssh(address, "docker version --format '{{.Server.Version}}'")
+    socket = urlsplit(address).path
+    at = f" -H unix://{socket}" if socket else ""
+    status, stderr = await ssh(address, f"docker{at} version --format '{{{{.Server.Version}}}}'")
     text = f"{stderr}\n{said if status == 0 else ''}".lower()
     target = ssh_target(address)
     if status == 255 or status is None:
@@ -67,8 +69,7 @@ async def ssh(address: str, command: str, timeout_seconds: float = 15.0) -> tupl
 
 async def ssh_output(address: str, command: str, timeout_seconds: float = 15.0) -> tuple[int | None, str, str]:
     """Run a command on the node. Returns status, standard output and standard error."""
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
-    words = [*options, *_target_words(address), command]
+    words = [*ssh_words(address), command]
     try:
         process = await asyncio.create_subprocess_exec("ssh", *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
     except FileNotFoundError:
@@ -82,7 +83,9 @@ async def ssh_output(address: str, command: str, timeout_seconds: float = 15.0) 
     return process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
 
 
-def _target_words(address: str) -> list[str]:
+def ssh_words(address: str) -> list[str]:
+    """Options and target of an ``ssh`` that never asks a question."""
     parts = urlsplit(address)
     target = f"{parts.username}@{parts.hostname}" if parts.username else str(parts.hostname)
-    return [*(["-p", str(parts.port)] if parts.port else []), target]
+    port = ["-p", str(parts.port)] if parts.port else []
+    return ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}", *port, target]

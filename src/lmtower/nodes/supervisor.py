@@ -76,14 +76,25 @@ class Supervisor:
 
     async def launch(self, spec: LaunchSpec) -> None:
         """Start one engine and wait until it answers. Raises EngineError that says why it did not."""
+        await self._cancel_restart((spec.node, spec.name))
         async with self._lock(spec.node):
             await self._start(spec)
+
+    async def drain(self, node: str, name: str) -> None:
+        """Stop one copy on purpose: from now on the watch does not take its end for a crash."""
+        key = (node, name)
+        await self._cancel_restart(key)
+        async with self._lock(node):
+            if key in self._status:
+                self._set(self._status[key].spec, "draining")
+            await self._drivers[node].stop(name)
+            if key in self._status:
+                self._set(self._status[key].spec, "stopped")
 
     async def start(self, engine: str) -> None:
         """Start the copies of a known engine that do not run. Raises EngineError."""
         for key in self._keys(engine):
             if self._status[key].state in ("stopped", "failed"):
-                await self._cancel_restart(key)
                 await self.launch(self._status[key].spec)
 
     def adopt(self, spec: LaunchSpec, state: State = "ready") -> None:
@@ -94,21 +105,14 @@ class Supervisor:
     async def stop(self, engine: str) -> None:
         """Stop all copies of an engine and forget them until the next start. Raises EngineError when unknown."""
         for key in self._keys(engine):
-            await self._cancel_restart(key)
-            status = self._status[key]
-            self._set(status.spec, "draining")
-            await self._drivers[status.spec.node].stop(status.spec.name)
-            self._set(status.spec, "stopped")
+            await self.drain(*key)
 
     async def restart(self, engine: str) -> None:
         """Stop and start all copies, one after the other. Raises EngineError."""
         for key in self._keys(engine):
-            await self._cancel_restart(key)
-            spec = self._status[key].spec
-            self._set(spec, "draining")
-            await self._drivers[spec.node].stop(spec.name)
+            await self.drain(*key)
             self._crashes.pop(key, None)
-            await self.launch(spec)
+            await self.launch(self._status[key].spec)
 
     async def logs(self, engine: str, lines: int = 200) -> str:
         """The last lines of every copy of an engine. Raises EngineError when unknown."""
@@ -181,13 +185,14 @@ class Supervisor:
         while True:
             await asyncio.sleep(self._watch_seconds)
             for key, status in list(self._status.items()):
-                if status.state in ("ready", "starting") and key not in self._restarts:
-                    await self._check(key, status)
+                lock = self._lock(status.spec.node)
+                if status.state in ("ready", "starting") and key not in self._restarts and not lock.locked():
+                    # under the lock: an engine that is being replaced right now must not look like a crashed one
+                    async with lock:
+                        await self._check(key, self._status[key])
 
     async def _check(self, key: tuple[str, str], status: EngineStatus) -> None:
         spec = status.spec
-        if self._lock(spec.node).locked():
-            return
         driver = self._drivers[spec.node]
         try:
             found = await _find(driver, spec)
@@ -223,7 +228,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(pause)
             try:
-                await self.launch(spec)
+                async with self._lock(spec.node):
+                    await self._start(spec)
             except TowerError:
                 pause = min(_LONGEST_PAUSE_SECONDS, max(1.0, pause * 2))
                 continue

@@ -20,6 +20,7 @@ from lmtower.errors import EngineError, NodeError
 from lmtower.nodes.drivers.base import Observed, Progress, Report
 from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
 from lmtower.nodes.reach import explain_unreachable
+from lmtower.nodes.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TIMEOUT_SECONDS = 60
+_OBSERVE_SECONDS = 15
 _LOOK_SECONDS = 0.5
 _LOG_OPTIONS = {"max-size": "50m", "max-file": "3"}
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -40,11 +42,14 @@ class DockerDriver:
         self._address = address
         self._socket = socket
         self._client: DockerClient | None = None
+        self._tunnel = Tunnel(address) if address.startswith("ssh://") else None
         self._connecting = asyncio.Lock()
 
     async def observe(self) -> tuple[Observed, ...]:
         """All containers with our label, running or not."""
-        return await self._ask(lambda client: tuple(self._observed(each) for each in _ours(client)))
+        return await self._ask(
+            lambda client: tuple(self._observed(each) for each in _ours(client)), timeout_seconds=_OBSERVE_SECONDS
+        )
 
     async def start(self, spec: LaunchSpec) -> None:
         """Create and start the container; the image is pulled when it is missing. Raises EngineError, NodeError."""
@@ -120,7 +125,7 @@ class DockerDriver:
                     report(Progress(f"image {image}", done, total))
 
         try:
-            await self._ask(act)
+            await self._ask(act, timeout_seconds=None)
         except NodeError as error:
             raise EngineError(_image_error(spec, self.node, str(error.__cause__ or error))) from error
 
@@ -147,22 +152,30 @@ class DockerDriver:
         if self._client is not None:
             await asyncio.to_thread(self._client.close)
             self._client = None
+        if self._tunnel is not None:
+            await self._tunnel.close()
 
-    async def _ask(self, act: Callable[[DockerClient], T]) -> T:
-        """Run a blocking call off the loop; whatever Docker or the link says becomes an error of ours."""
+    async def _ask(self, act: Callable[[DockerClient], T], timeout_seconds: float | None = 2 * _TIMEOUT_SECONDS) -> T:
+        """Run a blocking call off the loop; whatever Docker or the link says becomes an error of ours.
+
+        The timeout is ours as well: a read over a cut ssh link has none, and would wait for ever.
+        """
         import requests
 
         errors = _errors()
         async with self._connecting:
-            client = self._client or await self._connect()
+            if self._client is None or (self._tunnel is not None and not self._tunnel.alive):
+                self._client = await self._connect()
+            client = self._client
         try:
-            return await asyncio.to_thread(act, client)
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.to_thread(act, client)
         except errors.APIError as error:
             message = str(error.explanation or error)
             failure = recognise(message, None)
             said = str(failure) if failure.kind != "unknown" else message
             raise NodeError(f"Docker on node {self.node!r} refused: {said}") from error
-        except (errors.DockerException, requests.RequestException, OSError) as error:
+        except (errors.DockerException, requests.RequestException, OSError, TimeoutError) as error:
             self._client = None
             raise await self._unreachable(error) from error
 
@@ -170,14 +183,13 @@ class DockerDriver:
         import docker
         import requests
 
-        base = self._socket or (None if self._address == "local" else self._address)
         try:
-            self._client = await asyncio.to_thread(
-                lambda: docker.DockerClient(base_url=base, timeout=_TIMEOUT_SECONDS, use_ssh_client=True)
+            base = self._socket if self._tunnel is None else await self._tunnel.open()
+            return await asyncio.to_thread(
+                lambda: docker.DockerClient(base_url=base, version="auto", timeout=_TIMEOUT_SECONDS)
             )
         except (docker.errors.DockerException, requests.RequestException, OSError) as error:
             raise await self._unreachable(error) from error
-        return self._client
 
     async def _unreachable(self, error: Exception) -> NodeError:
         return NodeError(await explain_unreachable(self.node, self._address, str(error)))
