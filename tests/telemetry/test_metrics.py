@@ -230,7 +230,7 @@ def test_recording_costs_about_two_microseconds() -> None:
 
 
 def _seconds_per_call(metrics: Metrics, record: Record, calls: int = 5_000) -> float:
-    finished, started = metrics.finished, time.perf_counter()
+    finished, started = metrics.finished, time.thread_time()
     for _ in range(calls):
         finished(record)
-    return (time.perf_counter() - started) / calls
+    return (time.thread_time() - started) / calls  # CPU time: other processes do not count
