@@ -86,6 +86,7 @@ def fit(question: Question) -> Fit:
     made = estimate(question.files, question.options, question.facts)
     room = budget(question.facts) if question.facts is not None else None
     context, pool = _context_and_pool(question, made, room)
+    pool = max(0, pool)
     blocks = made.cache.blocks(pool) if made.has_cache else 0
     if (
         made.mamba_cache_mode is not None
@@ -159,7 +160,7 @@ def _reasons(
                 f"{facts.memory_total_bytes / _GIB:.2f} (reserve {facts.reserve / _GIB:.2f}): "
                 f"{(needed - room) / _GIB:.2f} GiB too much"
             )
-    elif question.pool_bytes is None:
+    elif question.pool_bytes is None and made.has_cache:
         yield (
             "note: no hardware and no KV pool were given, so there is nothing that it could exceed; the "
             "pool shown holds one request"

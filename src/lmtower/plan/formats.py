@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmtower.errors import PlanError
+
 
 def cdiv(a: int, b: int) -> int:
     """Integer division, rounded up."""
@@ -60,7 +62,12 @@ NF4 = Format("nf4", 4, group=64, scale_bytes=4)
 
 
 def fp8_block(rows: int, columns: int) -> Format:
-    """FP8 with one fp32 scale for each block (DeepSeek, Qwen: 128 × 128)."""
+    """FP8 with one fp32 scale for each block (DeepSeek, Qwen: 128 × 128). Raises PlanError for an empty block."""
+    if rows < 1 or columns < 1:
+        raise PlanError(
+            f"quantization_config.weight_block_size: [{rows}, {columns}] is not a block",
+            field="quantization_config.weight_block_size",
+        )
     return Format(f"fp8 {rows}x{columns}", 8, scale_bytes=4, block=(rows, columns))
 
 

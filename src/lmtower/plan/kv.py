@@ -132,11 +132,8 @@ class KvLayout:
         if not self.groups:
             return 0
         if self.options.rules.logs_blocks:
-            return (
-                blocks
-                // len(self.groups)
-                * min(group.spec.block for group in self.groups if group.spec.kind != "state")
-            )
+            smallest = [group.spec.block for group in self.groups if group.spec.kind != "state"] or [self.block_size]
+            return blocks // len(self.groups) * min(smallest)
         return int(self.concurrency(blocks, length) * length)
 
     def longest(self, blocks: int, limit: int) -> int:
@@ -163,10 +160,8 @@ def layout(shape: ModelShape, options: KvOptions) -> KvLayout:
     specs = _specs(shape, options)
     if not specs:
         return KvLayout((), 0, 0, options)
-    block_size = (
-        max(spec.block for spec in specs if spec.kind != "state")
-        if shape.is_hybrid
-        else min(spec.block for spec in specs)
+    block_size = (max if shape.is_hybrid else min)(
+        [spec.block for spec in specs if spec.kind != "state"] or [options.block_size]
     )
     kinds = {(spec.kind, spec.window) for spec in specs}
     if len(kinds) == 1:

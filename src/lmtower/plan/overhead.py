@@ -94,8 +94,8 @@ def _dense(shape: ModelShape, load: Load) -> int:
 def _mixture(shape: ModelShape, layout: Layout, load: Load) -> int:
     """``16SV + 40 MB + b (2 topk (max(gate+up, K) + I) + 12H)``, K what experts read.
 
-    Exact on Qwen3-30B (69,632 B a token). gpt-oss runs one monolithic kernel: ``16SV + 26 MB + 5.6 kB`` a token. Experts
-    on a latent (Nemotron 3 Super): ``0.41 GB + 444 kB`` a token, whatever S: 1.1 times the expert term.
+    Exact on Qwen3-30B (69,632 B a token). gpt-oss runs one monolithic kernel: ``16SV + 26 MB + 5.6 kB`` a token.
+    Experts on a latent (Nemotron 3 Super): ``0.41 GB + 444 kB`` a token, whatever S: 1.1 times the expert term.
     """
     b, s = load.max_num_batched_tokens, load.max_num_seqs
     logits = 16 * s * cdiv(shape.vocab_size, load.tensor_parallel)

@@ -186,7 +186,8 @@ def _compressed(quant: Mapping[str, Any], excluded: list[str]) -> Layout:
         if not isinstance(weights, Mapping):
             continue
         form = _compressed_format(weights, str(group.get("format") or quant.get("format") or ""))
-        for target in group.get("targets") or ["Linear"]:
+        named = group.get("targets")
+        for target in named if isinstance(named, list | tuple) and named else ["Linear"]:
             if target in ("Linear", "FusedMoE", "MoEGate"):
                 default = form
             else:

@@ -198,6 +198,7 @@ def _from_hub(reference: str, environ: Mapping[str, str]) -> ModelFiles:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, NotASafetensorsRepoError
 
+    _reach(environ.get("HF_ENDPOINT") or "https://huggingface.co", reference)
     api = HfApi(token=environ.get("HF_TOKEN") or None)
     try:
         config = _read_json(Path(hf_hub_download(reference, _CONFIG, token=api.token, etag_timeout=_TIMEOUT_SECONDS)))
@@ -221,6 +222,20 @@ def _from_hub(reference: str, environ: Mapping[str, str]) -> ModelFiles:
             field="model",
         ) from error
     return ModelFiles(reference, config, quant, tensors or None, index_total(index), origin="the hub")
+
+
+def _reach(endpoint: str, reference: str) -> None:
+    """One quick look whether there is a network at all: the hub's own client retries for half a minute."""
+    import httpx
+
+    try:
+        httpx.head(endpoint, timeout=_TIMEOUT_SECONDS)
+    except httpx.HTTPError as error:
+        raise PlanError(
+            f"{reference!r} is neither a folder, nor in the Hugging Face cache, nor bundled, "
+            f"and the hub cannot be reached ({error})",
+            field="model",
+        ) from error
 
 
 def _optional(

@@ -1,0 +1,95 @@
+"""Reading the log lines of real engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmtower.errors import PlanError
+from lmtower.plan.observe import compare, correction, correction_for, entry, read_corrections, read_log
+from lmtower.plan.planner import plan
+from tests.plan.shapes import GIB, preset
+
+PROFILED = (
+    "(EngineCore pid=88) INFO 09-07 12:00:01 [gpu_worker.py:822] Free memory on device (138.9/139.8 GiB) on startup. "
+    "Desired GPU memory utilization is (0.9, 125.82 GiB). Actual usage is 15.27 GiB for weight, 1.29 GiB for peak activation, "
+    "0.23 GiB for non-torch memory, and 0.6 GiB for CUDAGraph memory."
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("Model loading took 69.62 GiB memory and 512.1 seconds", "weights_bytes", 69.62 * GIB),
+        ("model weights take 1 Model loading took 14.9888 GB and 3 s", "weights_bytes", 14.9888 * GIB),
+        ("Available KV cache memory: -2.14 GiB", "kv_cache_bytes", -2.14 * GIB),
+        (
+            "reserved 6.0 GiB memory for KV Cache as specified by kv_cache_memory_bytes config",
+            "kv_cache_bytes",
+            6 * GIB,
+        ),
+        ("GPU KV cache size: 1,179,648 tokens", "kv_cache_tokens", 1179648),
+        ("Maximum concurrency for 262,144 tokens per request: 4.50x", "max_concurrency", 4.5),
+        ("Maximum concurrency for 262,144 tokens per request: 4.50x", "max_model_len", 262144),
+        ("Setting attention block size to 8320 tokens to ensure that", "block_size", 8320),
+        ("# GPU blocks: 8505, # CPU blocks: 2340", "num_blocks", 8505),
+        ("Graph capturing finished in 23 secs, took 2.24 GiB", "graph_bytes", 2.24 * GIB),
+        ("CUDA graph pool memory: 0.73 GiB (actual), -20.5 GiB (estimated)", "graph_bytes", 0.73 * GIB),
+        ("Estimated CUDA graph memory: -20.5 GiB", "graph_estimate_bytes", -20.5 * GIB),
+        (PROFILED, "activation_bytes", 1.29 * GIB),
+        (PROFILED, "non_torch_bytes", 0.23 * GIB),
+        (PROFILED, "graph_bytes", 0.6 * GIB),
+    ],
+)
+def test_line_is_read(line: str, name: str, value: float) -> None:
+    """Figures of vLLM's memory lines, in bytes and counts."""
+    assert read_log(line).get(name) == pytest.approx(value)
+
+
+def test_refusal_is_kept() -> None:
+    """The engine's own sentence, without its prefix."""
+    text = (
+        "ERROR 09-07 12:00:01 [core.py:800] ValueError: To serve at least one request with the model's max seq len "
+        "(131072), (8.18 GiB KV cache is needed, which is larger than the available KV cache memory (7.04 GiB). Based on "
+        "the available memory, the estimated maximum model length is 112896."
+    )
+    seen = read_log(text)
+    assert seen.refusal is not None
+    assert seen.refusal.startswith("ValueError: To serve")
+    assert seen.get("estimated_max_len") == 112896
+    assert seen.get("required_bytes") == pytest.approx(8.18 * GIB)
+
+
+def test_log_without_memory_lines_is_refused() -> None:
+    """A log of something else is an error that names the lines."""
+    with pytest.raises(PlanError, match="Model loading took"):
+        read_log("GET /health 200\n")
+
+
+def test_correction_is_what_the_log_knows_better() -> None:
+    """Weights that are larger and graphs that are smaller than planned."""
+    made = plan(preset()).engine("eyes")
+    seen = read_log("Model loading took 10.93 GiB\nGraph capturing finished in 9 secs, took 0.02 GiB")
+    expected = 10.93 * GIB - made.weights_bytes + 0.02 * GIB - made.overhead.graph_bytes
+    assert correction(made, seen) == pytest.approx(expected, abs=2)
+    assert {item.name for item in compare(made, seen)} == {"weights_bytes", "graph_bytes"}
+
+
+def test_correction_never_eats_the_overhead() -> None:
+    """An absurd log cannot take more than half of the planned overhead."""
+    made = plan(preset()).engine("eyes")
+    assert (
+        correction(made, read_log("Model loading took 0.01 GiB")) == -(made.overhead_bytes // 2)
+        or correction(made, read_log("Model loading took 0.01 GiB")) == -(made.overhead_bytes) // 2
+    )
+
+
+def test_saved_correction_belongs_to_its_flags() -> None:
+    """Another model, version or batch forgets it; nonsense in the file is refused."""
+    made = plan(preset())
+    saved = {"eyes": entry(made.engine("eyes"), read_log("Model loading took 10.93 GiB"))}
+    assert correction_for(made.engine("eyes"), saved) > 0
+    assert correction_for(made.engine("coder"), saved) == 0
+    with pytest.raises(PlanError):
+        read_corrections("[1]")
+    with pytest.raises(PlanError):
+        read_corrections("{")
