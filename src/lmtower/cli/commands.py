@@ -47,6 +47,7 @@ COMMANDS: dict[str, Verb] = {
     "import": Verb(
         "lmtower.cli.import_:app", "Read the configuration of another gateway (litellm).", "Files and friends"
     ),
+    "top": Verb("lmtower.cli.top:top", "The running tower, live: engines, personas, queues, memory.", "Tower"),
 }
 
 
