@@ -131,6 +131,34 @@ async def test_held_lane_is_refused_and_waits_continue_after_release() -> None:
     assert gate.try_enter("batch")
 
 
+async def test_reserved_slot_is_taken_at_once_although_less_urgent_requests_wait() -> None:
+    """Batch waits because the free slot is reserved; the interactive request it is reserved for does not wait."""
+    gate, _ = admission(2, reserve={"interactive": 1})
+    assert gate.try_enter("batch")
+    batch = asyncio.create_task(gate.enter("batch"))
+    await until(lambda: gate.queued()["batch"] == 1)
+    await asyncio.wait_for(gate.enter("interactive"), 5)
+    assert gate.queued()["batch"] == 1
+    gate.leave("interactive", 0.1)
+    assert not batch.done()
+    gate.leave("batch", 0.1)
+    await asyncio.wait_for(batch, 5)
+
+
+async def test_held_waiters_do_not_stop_other_lanes() -> None:
+    """Requests of a held lane that wait do not keep a free slot from others."""
+    gate, _ = admission(1)
+    assert gate.try_enter("default")
+    batch = asyncio.create_task(gate.enter("batch"))
+    await until(lambda: gate.queued()["batch"] == 1)
+    gate.hold(frozenset(("batch",)))
+    gate.leave("default", 0.1)
+    await asyncio.wait_for(gate.enter("default"), 5)
+    gate.leave("default", 0.1)
+    gate.hold(frozenset())
+    await asyncio.wait_for(batch, 5)
+
+
 def simulate(arrivals: list[tuple[float, Lane]], slots: int, service: float) -> dict[Lane, list[float]]:
     """Queue times by lane of an engine that serves every request in ``service`` seconds, in simulated time."""
     running, waiting = dict(NONE), {lane: [] for lane in LANES}

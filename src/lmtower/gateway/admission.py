@@ -134,6 +134,7 @@ class Admission:
         waiter.timer = loop.call_later(limit, self._expire, waiter)
         queue.append(waiter)
         self._queued += 1
+        self.wake()  # those who wait may be of lanes that this one passes: a slot reserved for it can be free
         try:
             await waiter.future
         except asyncio.CancelledError:

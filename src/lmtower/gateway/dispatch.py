@@ -88,7 +88,9 @@ class Dispatcher:
                 replica.in_flight -= 1
                 log.warning("engine lost", engine=engine.name, replica=replica.upstream.replica, reason=str(lost))
                 self.metrics.count(UPSTREAM_RETRIES, engine.name, "connection" if lost.fresh else "unreachable")
-                if not (lost.fresh and call is not None):
+                if lost.fresh and call is not None:
+                    replica.pool.drop_idle()
+                else:
                     replica.circuit.failed(self.clock())
                     engine.resize()
                     tried |= {replica.upstream.replica}

@@ -310,6 +310,11 @@ class Pool:
         """The connection is gone."""
         self._all.discard(connection)
 
+    def drop_idle(self) -> None:
+        """Forget the kept connections: one of them was closed at the other end, the others will be too."""
+        while self._idle:
+            self._idle.pop().transport.abort()
+
     def close(self) -> None:
         """Close every connection, running calls included."""
         self._idle.clear()
