@@ -63,7 +63,7 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str]) -> Plan:
     rest = {name: each for name, each in tower.engines.items() if name not in known and not is_external(each)}
     if not rest:
         return Plan(written, (), fits=True)
-    from lmtower.plan.solve import plan, tower_facts
+    from lmtower.plan.planner import plan, tower_facts
     from lmtower.plan.sources import collect
 
     nodes = {name: node for name, node in tower.nodes.items() if node.hardware not in (None, "cpu")}
