@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 from openai import OpenAI
 
+from lmtower.stores.access import OPERATOR
 from lmtower.stores.app import application
-from lmtower.stores.catalogue import OPERATOR
 from lmtower.stores.extract import Limits
 from lmtower.stores.launch import Personas
 from lmtower.stores.service import Service, Settings, build

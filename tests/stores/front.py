@@ -1,4 +1,4 @@
-"""A stand-in for the gateway's part: a client key becomes the headers that the store service trusts; chat is scripted."""
+"""A stand-in for the gateway: a client key becomes the headers that the store service trusts; chat is scripted."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from lmtower.stores import files, search_api, stores_api
+from lmtower.stores.access import Caller
 from lmtower.stores.call import Call, Handler, reply
-from lmtower.stores.catalogue import Caller
 from lmtower.stores.faults import ApiError
 from lmtower.stores.metrics import Lag, render
 from lmtower.stores.service import Service

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.responses import Response
 
-from lmtower.stores.catalogue import Caller, PageRequest
+from lmtower.stores.access import Caller, PageRequest
 from lmtower.stores.faults import ApiError, invalid
 from lmtower.stores.requests import page_request
 from lmtower.stores.service import Service

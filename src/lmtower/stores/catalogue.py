@@ -12,8 +12,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Row,
-    Select,
     Table,
     and_,
     case,
@@ -25,40 +23,10 @@ from sqlalchemy import (
     update,
 )
 
-from lmtower.stores.faults import ApiError, invalid, missing
+from lmtower.stores.access import OPERATOR, Caller, Page, PageRequest, Record, expires_at, may_read, read_page
+from lmtower.stores.faults import ApiError, missing
 from lmtower.stores.schema import BATCHES, CHUNKS, ENTRIES, FILES, GRAVES, STORES
 from lmtower.stores.vectors import table_name
-
-OPERATOR = "lmtower:operator"
-Record = Row[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks. The operator (the CLI and the console of the tower) sees everything."""
-
-    client: str
-    name: str = ""
-
-    @property
-    def operator(self) -> bool:
-        return self.client == OPERATOR
-
-
-@dataclass(frozen=True, slots=True)
-class PageRequest:
-    """A cursor page as clients ask for it: ``limit`` things after (or before) the one named."""
-
-    limit: int = 20
-    descending: bool = True
-    after: str | None = None
-    before: str | None = None
-
-
-@dataclass(slots=True)
-class Page:
-    rows: list[Record]
-    has_more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +62,7 @@ class Catalogue:
         query = select(FILES).where(self._own(FILES, caller))
         if purpose:
             query = query.where(FILES.c.purpose == purpose)
-        return self._page(query, FILES, FILES.c.id, page)
+        return read_page(self.engine, query, FILES, FILES.c.id, page)
 
     def delete_file(self, caller: Caller, file_id: str) -> str | None:
         """Takes it out of every store, too. Returns the hash of a content that nobody needs any more."""
@@ -133,7 +101,7 @@ class Catalogue:
 
     def stores(self, caller: Caller, page: PageRequest) -> Page:
         """A client's own stores, then those shared with it; the operator's list holds all."""
-        return self._page(select(STORES).where(self._visible(caller)), STORES, STORES.c.id, page)
+        return read_page(self.engine, select(STORES).where(self._visible(caller)), STORES, STORES.c.id, page)
 
     def update_store(self, caller: Caller, store_id: str, values: dict[str, Any]) -> Record:
         with self.engine.begin() as connection:
@@ -244,7 +212,7 @@ class Catalogue:
             query = query.where(ENTRIES.c.status == status)
         if batch_id:
             query = query.where(ENTRIES.c.batch_id == batch_id)
-        return self._page(query, ENTRIES, ENTRIES.c.file_id, page)
+        return read_page(self.engine, query, ENTRIES, ENTRIES.c.file_id, page)
 
     def update_entry(self, caller: Caller, store_id: str, file_id: str, attributes: dict[str, Any]) -> Record:
         with self.engine.begin() as connection:
@@ -362,35 +330,6 @@ class Catalogue:
             shared = connection.execute(select(STORES).where(STORES.c.client != caller.client)).all()
         readable = [row.seq for row in shared if may_read(caller, row)]
         return or_(STORES.c.client == caller.client, STORES.c.seq.in_(readable))
-
-    def _page(self, query: Select[Any], table: Table, identity: ColumnElement[str], page: PageRequest) -> Page:
-        with self.engine.connect() as connection:
-            forward = page.before is None
-            for cursor, is_after in ((page.after, True), (page.before, False)):
-                if cursor is not None:
-                    found = query.where(identity == cursor).with_only_columns(table.c.seq).limit(1)
-                    seq = connection.scalar(found)
-                    if seq is None:
-                        raise invalid(f"No object with id {cursor!r} in this list.", "after" if is_after else "before")
-                    older = is_after is page.descending
-                    query = query.where(table.c.seq < seq if older else table.c.seq > seq)
-            # before a cursor, the nearest ones are wanted: read backwards, then turn round
-            descending = page.descending is forward
-            query = query.order_by(table.c.seq.desc() if descending else table.c.seq.asc()).limit(page.limit + 1)
-            rows = list(connection.execute(query).all())
-        more = len(rows) > page.limit
-        rows = rows[: page.limit]
-        return Page(rows if forward else rows[::-1], more)
-
-
-def may_read(caller: Caller, store: Record) -> bool:
-    if caller.operator or store.client == caller.client:
-        return True
-    return any(name in ("*", caller.client, caller.name) for name in store.shared_with if name)
-
-
-def expires_at(store: Record) -> int | None:
-    return None if store.expires_days is None else int(store.last_active_at) + 86400 * int(store.expires_days)
 
 
 def _new_id(prefix: str) -> str:

@@ -11,8 +11,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive
 
 from lmtower.stores import shapes
+from lmtower.stores.access import Caller
 from lmtower.stores.call import Call, Handler, reply
-from lmtower.stores.catalogue import Caller
 from lmtower.stores.faults import ApiError, invalid
 from lmtower.stores.requests import Purpose, file_name
 from lmtower.stores.service import Service

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from lmtower.stores.catalogue import PageRequest
+from lmtower.stores.access import PageRequest
 from lmtower.stores.faults import invalid
 from lmtower.stores.filters import compile_filter
 from lmtower.stores.search import Question

@@ -23,7 +23,7 @@ Store = Row[Any]
 Key = tuple[str, int, int]  # store, file number, chunk number
 Ranked = list[tuple[Key, Found]]
 # so many candidates of each ranking are fused: deep enough that a hit which is middling in both can still win
-CANDIDATES = 50
+CANDIDATES = 30
 
 
 @dataclass(frozen=True, slots=True)

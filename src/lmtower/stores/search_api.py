@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from lmtower.stores import citations, shapes
+from lmtower.stores.access import Caller
 from lmtower.stores.call import Call, Handler, reply
-from lmtower.stores.catalogue import Caller
 from lmtower.stores.requests import InternalSearch, Search
 
 

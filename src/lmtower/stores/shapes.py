@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from lmtower.stores.catalogue import Page, expires_at
+from lmtower.stores.access import Page, expires_at
 from lmtower.stores.search import Hit
 
 Json = dict[str, Any]

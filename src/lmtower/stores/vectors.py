@@ -1,7 +1,7 @@
 """Chunks in LanceDB: one table per store and generation, searched by vector and by words.
 
 Theory of operation. Below ``EXACT_ROWS`` a search compares the query with every vector. Above, an IVF index with
-RaBitQ codes (one bit a dimension) names candidates, and ``refine`` ranks five times as many as wanted by their full
+RaBitQ codes (one bit a dimension) names candidates, and ``refine`` ranks a few times as many as wanted by their full
 vectors: so the recall is that of an exact search, nearly, and the index a thirtieth of the data. Rows written since the
 last ``tend`` are always compared exactly: a new chunk is found at once. Words are BM25 over Lance's inverted index.
 Rows are deleted logically; ``tend`` rewrites files and takes new rows into the indices, in the background.
@@ -23,10 +23,12 @@ from lancedb.query import LanceVectorQueryBuilder
 
 EXACT_ROWS = 20_000
 PROBES = 24
-REFINE = 5
+REFINED_ROWS = 50
+TRAINING_ROUNDS = 20
+TRAINING_SAMPLE = 128
 SAMPLE_ROWS = 256
 SAMPLE_FROM_ROWS = 64
-_COLUMNS = ("entry", "number", "text", "lead", "page", "heading", "start", "end", "vector")
+_COLUMNS = ("entry", "number", "text", "lead", "page", "heading", "start", "end")
 Floats = npt.NDArray[np.float32]
 
 
@@ -154,7 +156,7 @@ class Vectors:
         search = (
             search.distance_type("cosine")
             .nprobes(PROBES)
-            .refine_factor(REFINE)
+            .refine_factor(max(2, REFINED_ROWS // limit))
             .limit(limit)
             .select([*_COLUMNS, "_distance"])
         )
@@ -169,7 +171,11 @@ class Vectors:
         table = self._open(name)
         if table is None or not words.strip():
             return []
-        search = table.search(words, query_type="fts", fts_columns="text").limit(limit).select([*_COLUMNS, "_score"])
+        search = (
+            table.search(words, query_type="fts", fts_columns="text")
+            .limit(limit)
+            .select([*_COLUMNS, "vector", "_score"])
+        )
         if entries is not None:
             search = search.where(_among(entries), prefilter=True)
         return _found(search.to_arrow(), query)
@@ -189,7 +195,12 @@ class Vectors:
             stats = table.index_stats("vector_idx") if "vector_idx" in have else None
             # partitions are learnt from the rows of the time; a table four times as large has outgrown them
             if stats is None or rows > 4 * _rows_at_training(stats):
-                config = IvfRq(distance_type="cosine", num_partitions=partitions)
+                config = IvfRq(
+                    distance_type="cosine",
+                    num_partitions=partitions,
+                    max_iterations=TRAINING_ROUNDS,
+                    sample_rate=TRAINING_SAMPLE,
+                )
                 table.create_index("vector", config=config, replace=True)
         table.optimize(cleanup_older_than=timedelta(minutes=10))
 
@@ -243,11 +254,16 @@ def _matrix(table: pa.Table) -> Floats:
 def _found(table: pa.Table, query: Floats) -> list[Found]:
     if not len(table):
         return []
-    vectors = _matrix(table)
-    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-    cosines = vectors @ query / np.maximum(norms, 1e-12)
+    if "_distance" in table.column_names:
+        # of the full vectors: ``refine`` has replaced what the codes estimated
+        cosines = 1.0 - table["_distance"].to_numpy()
+    else:
+        vectors = _matrix(table)
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+        cosines = vectors @ query / np.maximum(norms, 1e-12)
+        table = table.drop_columns(["vector"])
     words = table["_score"].to_pylist() if "_score" in table.column_names else [0.0] * len(table)
-    rows = table.drop_columns(["vector"]).to_pylist()
+    rows = table.to_pylist()
     return [
         Found(
             entry=row["entry"],

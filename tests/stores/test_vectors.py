@@ -1,0 +1,95 @@
+"""Vector tables: exact below, indexed above, always complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmtower.stores import vectors
+from lmtower.stores.vectors import Floats, Row, Vectors
+
+DIMENSIONS = 128
+
+
+def made(count: int, seed: int) -> Floats:
+    random = np.random.default_rng(seed)
+    topics = np.random.default_rng(0).standard_normal((200, DIMENSIONS), dtype=np.float32)
+    values: Floats = topics[random.integers(0, 200, count)] + 0.6 * random.standard_normal(
+        (count, DIMENSIONS), dtype=np.float32
+    )
+    return values
+
+
+def rows(matrix: Floats, first: int = 0) -> list[Row]:
+    return [
+        Row(first + i, 0, f"h{first + i}", f"Head\n\nnumber{first + i} word", 6, None, "Head", 0, 10, vector.tobytes())
+        for i, vector in enumerate(matrix)
+    ]
+
+
+def nearest(matrix: Floats, query: Floats, count: int) -> list[int]:
+    similarity = (matrix @ query) / np.linalg.norm(matrix, axis=1)
+    return [int(i) for i in np.argsort(-similarity)[:count]]
+
+
+def recall(store: Vectors, matrix: Floats, queries: Floats) -> float:
+    right = sum(
+        len({one.entry for one in store.by_vector("t_1", query, 10)} & set(nearest(matrix, query, 10)))
+        for query in queries
+    )
+    return right / (10 * len(queries))
+
+
+def test_small_table_is_searched_exactly(tmp_path: Path) -> None:
+    """Below the threshold no index is built and every answer is the true one, with its cosine."""
+    store, matrix = Vectors(str(tmp_path)), made(500, 1)
+    store.add("t_1", rows(matrix))
+    store.tend("t_1")
+    assert recall(store, matrix, made(20, 2)) == 1.0
+    best = store.by_vector("t_1", matrix[7], 1)[0]
+    assert (best.entry, best.text, round(best.similarity, 4)) == (7, "number7 word", 1.0)
+
+
+def test_indexed_table_finds_the_same_and_new_rows_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the index recall stays above 0.95; rows added after it are found before it is tended again."""
+    monkeypatch.setattr(vectors, "EXACT_ROWS", 3000)
+    store, matrix = Vectors(str(tmp_path)), made(5000, 1)
+    store.add("t_1", rows(matrix[:4000]))
+    store.tend("t_1")
+    store.add("t_1", rows(matrix[4000:], 4000))
+    assert recall(store, matrix, made(50, 2)) >= 0.95
+    assert store.by_words("t_1", "number4500", matrix[0], 5)[0].entry == 4500
+    store.tend("t_1")
+    assert recall(store, matrix, made(50, 2)) >= 0.95
+
+
+def test_filter_is_applied_before_the_search(tmp_path: Path) -> None:
+    """A filter that few files pass still fills the page, with those files only."""
+    store, matrix = Vectors(str(tmp_path)), made(500, 1)
+    store.add("t_1", rows(matrix))
+    chosen = [3, 99, 450]
+    assert {one.entry for one in store.by_vector("t_1", matrix[0], 3, chosen)} == set(chosen)
+    assert {one.entry for one in store.by_words("t_1", "word", matrix[0], 10, chosen)} == set(chosen)
+    assert store.by_vector("t_1", matrix[0], 3, []) == []
+
+
+def test_deleted_rows_are_gone_and_known_texts_are_found(tmp_path: Path) -> None:
+    """Deleting is by file; vectors of known texts come back by hash."""
+    store, matrix = Vectors(str(tmp_path)), made(10, 1)
+    store.add("t_1", rows(matrix))
+    store.delete("t_1", [1, 2])
+    assert store.count("t_1") == 8
+    assert store.known("t_1", ["h1", "h3"]) == {"h3": matrix[3].tobytes()}
+    store.drop("t_1")
+    assert (store.count("t_1"), store.by_vector("t_1", matrix[0], 3), store.known("t_1", ["h3"])) == (0, [], {})
+
+
+def test_words_of_a_question_are_not_a_query_language(tmp_path: Path) -> None:
+    """Quotes, operators and nothing at all are words, or nothing."""
+    store, matrix = Vectors(str(tmp_path)), made(3, 1)
+    store.add("t_1", rows(matrix))
+    for words in ('"number1', "number1 AND (", "+number1 -word", "number1:*", "text:number1^9"):
+        assert store.by_words("t_1", words, matrix[0], 5)[0].entry == 1
+    assert store.by_words("t_1", " ?! ", matrix[0], 5) == []
