@@ -15,6 +15,7 @@ new connection, because the engine never saw it.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,6 +33,10 @@ CONNECT_SECONDS = 5.0
 WRITE_BUFFER = 256 * 1024
 JOIN_BYTES = 64 * 1024
 """Below this, copying the pieces together is cheaper than handing the kernel a vector of them."""
+
+
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 20_000}
+"""A cut cable sends no reset: without these a request on it waits as long as for the slowest prompt."""
 
 
 class UpstreamLost(EngineError):
@@ -169,6 +174,7 @@ class Connection(asyncio.Protocol):
         """Connected."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        _notice_cut_links(transport.get_extra_info("socket"))
 
     def send(self, head: bytes, pieces: Sequence[Piece], length: int) -> Call:
         """Write a request and return its call."""
@@ -320,3 +326,13 @@ class Pool:
         self._idle.clear()
         for connection in list(self._all):
             connection.transport.abort()
+
+
+def _notice_cut_links(sock: socket.socket | None) -> None:
+    """Let the kernel end a connection whose other end has been silent to it for 20 s."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
