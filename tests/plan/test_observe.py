@@ -10,8 +10,10 @@ from lmtower.plan.planner import plan
 from tests.plan.shapes import GIB, preset
 
 PROFILED = (
-    "(EngineCore pid=88) INFO 09-07 12:00:01 [gpu_worker.py:822] Free memory on device (138.9/139.8 GiB) on startup. "
-    "Desired GPU memory utilization is (0.9, 125.82 GiB). Actual usage is 15.27 GiB for weight, 1.29 GiB for peak activation, "
+    "(EngineCore pid=88) INFO 09-07 12:00:01 [gpu_worker.py:822] Free memory on device (138.9/139.8 GiB) "
+    "on startup. "
+    "Desired GPU memory utilization is (0.9, 125.82 GiB). "
+    "Actual usage is 15.27 GiB for weight, 1.29 GiB for peak activation, "
     "0.23 GiB for non-torch memory, and 0.6 GiB for CUDAGraph memory."
 )
 
@@ -49,7 +51,8 @@ def test_refusal_is_kept() -> None:
     """The engine's own sentence, without its prefix."""
     text = (
         "ERROR 09-07 12:00:01 [core.py:800] ValueError: To serve at least one request with the model's max seq len "
-        "(131072), (8.18 GiB KV cache is needed, which is larger than the available KV cache memory (7.04 GiB). Based on "
+        "(131072), (8.18 GiB KV cache is needed, which is larger than the available KV cache memory "
+        "(7.04 GiB). Based on "
         "the available memory, the estimated maximum model length is 112896."
     )
     seen = read_log(text)

@@ -278,3 +278,10 @@ def test_decode_bound_is_bandwidth_over_active_bytes() -> None:
     """The 120B reads about 10.8 GB a token: at most 25 tokens/s on a Spark (measured: 22.7 to 23.7)."""
     speed = plan(preset()).engine("nemotron").decode_tokens_per_second
     assert 23.7 < speed < 30
+
+
+def test_max_context_is_what_context_max_would_give() -> None:
+    """The longest context of an engine beside all others, told even where a shorter one is written."""
+    written = plan(preset(eyes={"context": "32k", "sequences": 1})).engine("eyes")
+    asked = plan(preset(eyes={"context": "max", "sequences": 1})).engine("eyes")
+    assert written.max_context == asked.max_model_len

@@ -13,6 +13,7 @@ COLUMNS = (
     "engine",
     "order",
     "context",
+    "max",
     "seqs",
     "weights",
     "KV cache",
@@ -28,11 +29,26 @@ COLUMNS = (
 def engine_row(engine: EnginePlan) -> tuple[object, ...]:
     """One engine's row under ``COLUMNS``; ``full``: requests of full length at once."""
     if engine.runtime == "external":
-        return (engine.name, None, engine.max_model_len or None, None, None, None, None, None, None, None, None, None)
+        return (
+            engine.name,
+            None,
+            engine.max_model_len or None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
     return (
         engine.name,
         engine.start_order,
         engine.max_model_len,
+        engine.max_context or None,
         engine.max_num_seqs,
         _gib(engine.weights_bytes),
         _gib(engine.kv_cache_bytes),
@@ -40,9 +56,16 @@ def engine_row(engine: EnginePlan) -> tuple[object, ...]:
         _gib(engine.total_bytes),
         f"{engine.gpu_memory_utilization:.3f}" if engine.gpu_memory_utilization is not None else None,
         f"{engine.max_concurrency:.2f}" if engine.max_concurrency else None,
-        engine.prefix_block_tokens or None,
+        _prefix(engine),
         f"{engine.decode_tokens_per_second:.0f}" if engine.decode_tokens_per_second else None,
     )
+
+
+def _prefix(engine: EnginePlan) -> str | None:
+    """Tokens between two points where a shared prefix can hit: the block, and the finer unit of multi-turn chats."""
+    if not engine.prefix_block_tokens:
+        return None
+    return f"{engine.block_size}/{engine.prefix_match_unit}" if engine.prefix_match_unit else str(engine.block_size)
 
 
 def segments(node: NodePlan, engines: Sequence[EnginePlan]) -> Iterator[tuple[str, str, int]]:

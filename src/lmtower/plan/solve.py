@@ -44,7 +44,8 @@ def solve(wants: tuple[Want, ...], nodes: Mapping[str, NodeFacts]) -> Outcome:
     if not reasons:
         for want in wants:
             if want.flexible:
-                contexts[want.name] = _grown(want, board, contexts[want.name], pools[want.name])
+                grown = longest_beside(want, board, pools[want.name], want.limit)
+                contexts[want.name] = max(contexts[want.name], grown)
                 pools[want.name] = _pool(want, contexts[want.name])
                 board.take(want.name, want.estimate.fixed_bytes + pools[want.name])
     return Outcome(wants, contexts, pools, board, not reasons, tuple(reasons))
@@ -65,18 +66,17 @@ def _pool(want: Want, context: int) -> int:
     return want.pool_bytes if want.pool_bytes is not None else want.estimate.pool_bytes(context, want.sequences)
 
 
-def _grown(want: Want, board: Board, context: int, pool: int) -> int:
-    """The largest context whose cache fits into what is free now."""
+def longest_beside(want: Want, board: Board, pool: int, limit: int) -> int:
+    """The largest context, up to the limit, whose cache fits into what the engine has and what is free now; 0: none."""
     room = pool + board.free_for(want.name)
-    low, high = context // _STEP, want.limit // _STEP
-    if want.estimate.pool_bytes(want.limit, want.sequences) <= room:
-        return want.limit
+    if want.estimate.pool_bytes(limit, want.sequences) <= room:
+        return limit
+    low, high = 0, limit // _STEP
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high) if want.estimate.pool_bytes(middle * _STEP, want.sequences) <= room else (low, middle - 1)
-        )
-    return max(context, low * _STEP)
+        fits = want.estimate.pool_bytes(middle * _STEP, want.sequences) <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * _STEP
 
 
 def _own_reasons(want: Want, board: Board, contexts: Mapping[str, int], pools: Mapping[str, int]) -> list[str]:

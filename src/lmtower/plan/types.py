@@ -110,6 +110,8 @@ class EnginePlan:
     max_concurrency: float = 0.0
     kv_bytes_per_request: int = 0
     trained_context: int = 0
+    max_context: int = 0
+    """The longest context, up to the trained one, that this engine could have beside all others."""
     prefix_block_tokens: int = 0
     """Tokens a shared prefix must have before it can hit; 0: no prefix cache."""
     active_bytes: int = 0

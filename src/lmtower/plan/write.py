@@ -12,7 +12,7 @@ from math import ceil, floor
 
 from lmtower.config.types import Tower
 from lmtower.plan.place import budget
-from lmtower.plan.solve import Outcome
+from lmtower.plan.solve import Outcome, longest_beside
 from lmtower.plan.types import EnginePlan, NodeFacts, NodePlan
 from lmtower.plan.wants import Want, runtime_of
 from lmtower.plan.warn import engine_warnings
@@ -118,6 +118,7 @@ def _engine_plan(
         max_concurrency=estimate.cache.concurrency(blocks, context) if estimate.has_cache else 0.0,
         kv_bytes_per_request=estimate.cache.bytes_per_request(context) if estimate.has_cache else 0,
         trained_context=estimate.trained_context,
+        max_context=_max_context(want, outcome),
         prefix_block_tokens=(unit or estimate.cache.block_size)
         if estimate.has_cache and want.options.prefix_caching
         else 0,
@@ -129,6 +130,16 @@ def _engine_plan(
         devices=seats[0].devices if max(1, node.gpus) > 1 else (),
     )
     return replace(made, warnings=engine_warnings(made, want, tower, nodes))
+
+
+def _max_context(want: Want, outcome: Outcome) -> int:
+    """What ``context: max`` would give, with everything else as it is."""
+    if not want.estimate.has_cache:
+        return want.estimate.trained_context
+    trained, pool = want.estimate.trained_context, outcome.pools[want.name]
+    if want.pool_bytes is not None:
+        return want.estimate.cache.longest(want.estimate.cache.blocks(pool), trained)
+    return longest_beside(want, outcome.board, pool, trained)
 
 
 def _match_unit(want: Want) -> int | None:
