@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from lmtower.cli.desired import plan_of
 from lmtower.cli.fleet import child_plans
 from lmtower.cli.serving import with_port
 from lmtower.cli.upstreams import ports, upstreams_of
-from lmtower.config import Loaded, Tower
+from lmtower.config import Loaded, Tower, load
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOWER = Tower.model_validate(
     {
@@ -65,8 +72,17 @@ def test_engines_without_a_card_run_as_children() -> None:
 
 def test_another_port_moves_both_listeners() -> None:
     """`--port` keeps the hosts of the tower file; the admin listener takes the next port."""
-    from pathlib import Path
-
     loaded = Loaded(TOWER, Path("tower.yaml"), (), (), {})
     assert with_port(loaded, 9000) == {"gateway.listen": "0.0.0.0:9000", "gateway.admin": "127.0.0.1:9001"}
     assert with_port(loaded, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("example", "engines"), [("laptop", ["smol"]), ("dgx-spark", ["nemotron", "eyes", "coder", "embed"])]
+)
+def test_examples_are_planned_and_fit(example: str, engines: list[str]) -> None:
+    """What `lmtower up` would start for our own examples can be started; the ports are the gateway's."""
+    loaded = load(ROOT / "examples" / example / "tower.yaml")
+    plan = plan_of(loaded, {})
+    assert (plan.fits, [row.name for row in plan.engines]) == (True, engines)
+    assert {row.name: row.port for row in plan.engines} == ports(loaded.tower)
