@@ -5,7 +5,9 @@ Containers use the host's network and see the host's programs and libraries read
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -72,10 +74,13 @@ class Dockerd:
             raise RuntimeError(done.stderr.decode())
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def import_image(self, name: str = IMAGE, *, platform: str | None = None) -> None:
+    def import_image(self, name: str = IMAGE) -> None:
         """An image that holds nothing but empty folders and links; the host's files are mounted over them."""
-        more = ("--platform", platform) if platform else ()
-        self.docker("import", *more, "-", name, stdin=tiny_tar())
+        self.docker("import", "-", name, stdin=tiny_tar())
+
+    def load_image(self, name: str, architecture: str) -> None:
+        """The same image, said to be built for another processor."""
+        self.docker("load", stdin=saved_image(name, architecture))
 
 
 def tiny_tar() -> bytes:
@@ -102,6 +107,26 @@ def tiny_tar() -> bytes:
             info = tarfile.TarInfo(name)
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def saved_image(name: str, architecture: str) -> bytes:
+    """An image as ``docker save`` writes it."""
+    layer = tiny_tar()
+    layers = [f"sha256:{hashlib.sha256(layer).hexdigest()}"]
+    config = {"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": layers}}
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    files = {
+        "layer.tar": layer,
+        "config.json": json.dumps(config).encode(),
+        "manifest.json": json.dumps(manifest).encode(),
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, content in files.items():
+            info = tarfile.TarInfo(path)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 

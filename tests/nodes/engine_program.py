@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--stubborn", action="store_true")
     parser.add_argument("--child")
+    parser.add_argument("--fill", help="write a mebibyte there before listening")
     options = parser.parse_args()
     print("engine program starts", flush=True)
     if options.crash:
@@ -48,6 +49,9 @@ def main() -> None:
         helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         with open(options.child, "w", encoding="utf-8") as file:
             file.write(str(helper.pid))
+    if options.fill:
+        with open(options.fill, "wb") as file:
+            file.write(b"x" * 1024**2)
     while options.deaf:
         time.sleep(1)
     ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import datetime
@@ -20,7 +21,7 @@ from lmtower.errors import EngineError, NodeError
 from lmtower.nodes.drivers.base import Observed, Progress, Report
 from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
 from lmtower.nodes.reach import explain_unreachable
-from lmtower.nodes.tunnel import Tunnel
+from lmtower.nodes.tunnel import DOCKER_SOCKET, Tunnel
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -115,14 +116,17 @@ class DockerDriver:
         def act(client: DockerClient) -> None:
             repository, tag = _split(image)
             layers: dict[str, tuple[int, int]] = {}
+            failed: str | None = None
+            # read to its end even after an error, or the connection stays open
             for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
-                if "error" in event:
-                    raise EngineError(_image_error(spec, self.node, str(event["error"])))
+                failed = str(event["error"]) if "error" in event else failed
                 detail = event.get("progressDetail") or {}
                 if event.get("status") == "Downloading" and detail.get("total"):
                     layers[str(event.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
                     done, total = (sum(column) for column in zip(*layers.values(), strict=True))
                     report(Progress(f"image {image}", done, total))
+            if failed is not None:
+                raise EngineError(_image_error(spec, self.node, failed))
 
         try:
             await self._ask(act, timeout_seconds=None)
@@ -185,6 +189,7 @@ class DockerDriver:
 
         try:
             base = self._socket if self._tunnel is None else await self._tunnel.open()
+            await asyncio.to_thread(_knock, base or f"unix://{DOCKER_SOCKET}")
             return await asyncio.to_thread(
                 lambda: docker.DockerClient(base_url=base, version="auto", timeout=_TIMEOUT_SECONDS)
             )
@@ -217,6 +222,13 @@ def _errors() -> Any:
     import docker.errors
 
     return docker.errors
+
+
+def _knock(base: str) -> None:
+    """Open the socket once ourselves: the docker package leaves its own open when that fails. Raises OSError."""
+    if base.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as knock:
+            knock.connect(base.removeprefix("unix://"))
 
 
 def _ours(client: DockerClient) -> list[Container]:
