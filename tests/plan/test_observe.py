@@ -1,7 +1,5 @@
 """Reading the log lines of real engines."""
 
-# ruff: noqa: E501 - log lines are quoted as they are
-
 from __future__ import annotations
 
 import pytest
