@@ -79,7 +79,7 @@ class Fit:
 
 def fit(question: Question) -> Fit:
     """Answers. Raises PlanError when the model or a flag cannot be understood; "does not fit" is an answer."""
-    if question.pool_bytes is not None and question.utilisation is not None and not 0 < question.utilisation <= 1:
+    if question.utilisation is not None and not 0 < question.utilisation <= 1:
         raise PlanError(
             f"gpu_memory_utilization: {question.utilisation!r} is not between 0 and 1", field="gpu_memory_utilization"
         )
@@ -177,7 +177,8 @@ def _pool_reasons(question: Question, made: Estimate, context: int, pool: int, b
             f"kv_cache: one request of {context} tokens needs {needed / _GIB:.2f} GiB, the pool has "
             f"{pool / _GIB:.2f} GiB. {advice}"
         )
-    if made.mamba_cache_mode is not None and question.sequences_given and 0 < blocks < question.options.max_num_seqs:
+    gated = made.mamba_cache_mode is not None and not question.options.eager
+    if gated and question.sequences_given and 0 < blocks < question.options.max_num_seqs:
         yield (
             f"max_num_seqs: {question.options.max_num_seqs} exceeds available Mamba cache blocks "
             f"({blocks}). {blocks} works"

@@ -22,18 +22,32 @@ def tower_facts(tower: Tower, probed: Mapping[str, NodeFacts] | None = None) -> 
     """Facts of every node: probed ones first, else the hardware catalogue. Raises PlanError when neither knows it."""
     found = dict(probed or {})
     for name, node in tower.nodes.items():
-        if name in found:
-            if node.reserve is not None:
-                found[name] = replace(found[name], reserve_bytes=node.reserve)
-            continue
-        if node.hardware is None:
+        measured = found.get(name)
+        if node.hardware is not None:
+            found[name] = _merged(catalogue_facts(node.hardware, name=name, reserve_bytes=node.reserve), measured)
+        elif measured is not None:
+            found[name] = replace(
+                measured, reserve_bytes=measured.reserve_bytes if node.reserve is None else node.reserve
+            )
+        else:
             raise PlanError(
                 f"nodes.{name}.hardware: missing, so its memory is not known. Write hardware: "
                 "dgx-spark, or a size such as 24 GiB",
                 field=f"nodes.{name}.hardware",
             )
-        found[name] = catalogue_facts(node.hardware, name=name, reserve_bytes=node.reserve)
     return found
+
+
+def _merged(known: NodeFacts, measured: NodeFacts | None) -> NodeFacts:
+    """What was measured is memory; speed and number formats of the chip stay those of the catalogue."""
+    if measured is None:
+        return known
+    return replace(
+        known,
+        memory_total_bytes=measured.memory_total_bytes,
+        memory_available_bytes=measured.memory_available_bytes,
+        gpus=max(known.gpus, measured.gpus),
+    )
 
 
 def plan(
