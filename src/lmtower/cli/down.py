@@ -35,6 +35,12 @@ def down(
     engines, unreachable = asyncio.run(_stop_engines(options, tower))
     for reason in unreachable.values():
         print(reason, file=sys.stderr)
+    if "managed" in (tower.observability.prometheus, tower.observability.grafana):
+        from lmtower.cli import managed
+
+        parts = managed.stop()
+        print("\n".join(parts))
+        engines += parts
     if not stopped and not engines and not unreachable:
         print("nothing runs.")
     return 1 if unreachable else 0

@@ -6,6 +6,7 @@ by that tower, because it watches the engines.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,9 +72,26 @@ async def _up(serving: Serving, loaded: Loaded, *, yes: bool) -> None:
                 raise EngineError("no engine could be started: see above.")
             if unreachable and not steps:
                 raise NodeError("no node can be reached; nothing was started.")
+        await _observe(loaded, serving.options)
         await serve_until_stopped(serving, loaded, welcome(serving.options), fleet)
     finally:
         await fleet.close()
+
+
+async def _observe(loaded: Loaded, options: Globals) -> None:
+    """Start what the tower file wants managed. That it fails is told, and the tower serves all the same."""
+    from lmtower.errors import NodeError
+
+    wanted = loaded.tower.observability
+    if "managed" not in (wanted.prometheus, wanted.grafana):
+        return
+    from lmtower.cli import managed
+
+    try:
+        lines = await asyncio.to_thread(managed.start, loaded.tower, options.data_dir)
+    except NodeError as error:
+        lines = [str(error)]
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def make_fleet(options: Globals, loaded: Loaded) -> Fleet:

@@ -1,0 +1,120 @@
+"""Ledger, metrics and real vLLM count the same: tokens exactly, the hit rate within one percent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.observed import running_prometheus
+from tests.integration.tower import Tower
+
+pytestmark = [pytest.mark.tools, pytest.mark.vllm]
+RULES = "You are a careful assistant who answers in one short sentence. " * 30
+
+
+@pytest.fixture(scope="module")
+def vllm(vllm_python: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Real vLLM on CPU, ready; its base URL."""
+    folder = tmp_path_factory.mktemp("vllm")
+    port = 8961
+    command = [str(vllm_python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2)]
+    command += ["--served-model-name", "smol"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--max-num-seqs", "4"]
+    command += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--enforce-eager", "--dtype", "float32"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PATH"] = f"{vllm_python.parent}:{os.environ['PATH']}"
+    with (folder / "vllm.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(url, process, folder / "vllm.log")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 400
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url + "/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)  # a foreign program tells nobody when it is ready
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@pytest.fixture
+def tower(vllm: str, tmp_path: Path, ports: Callable[[], int]) -> Iterator[Tower]:
+    """Two personas on it, one with a long system prompt."""
+    made = Tower(tmp_path, ports(), {})
+    made.write(
+        {
+            "engines": {"real": {"url": vllm, "model": "smol", "recipe": "smollm2", "slots": 4}},
+            "personas": {"long": {"engine": "real", "system": RULES}, "short": {"engine": "real"}},
+        }
+    )
+    made.up()
+    yield made
+    made.run("down", "--yes")
+
+
+def counters(url: str) -> dict[str, float]:
+    """Sum of every counter on a page, by sample name."""
+    found: dict[str, float] = {}
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        for family in text_string_to_metric_families(reply.read().decode()):
+            for sample in family.samples:
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def test_ledger_metrics_and_vllm_count_the_same(
+    vllm: str, tower: Tower, tmp_path: Path, ports: Callable[[], int]
+) -> None:
+    """One number of tokens in three places, and the hit rate of our panel is the one of vLLM's own counters."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not installed")
+    before = counters(vllm + "/metrics")
+    admin = f"127.0.0.1:{tower.port + 1}"
+    with running_prometheus(program, tmp_path / "prom", admin, ports()) as prometheus:
+        for persona in ("long", "short"):
+            assert tower.chat(persona)[0] == 200
+        prometheus.until("first scrape", lambda: len(prometheus.values("lmtower_input_tokens_total")) == 2)
+        prometheus.until("vLLM's page", lambda: prometheus.values("vllm:prefix_cache_queries_total"))
+        time.sleep(3)  # two scrapes with the numbers at rest, so that the window begins before the load
+        for turn in range(10):
+            for persona in ("long", "short"):
+                status, answer = tower.chat(persona, f"Question {turn}?", max_tokens=8)
+                assert (status, "usage" in answer) == (200, True)
+        tower.until("ledger", lambda: tower.admin("/admin/usage?by=engine")["total"]["requests"] == 22)
+        time.sleep(3)  # two scrapes with the final numbers
+        ours = prometheus.values(
+            "sum(increase(lmtower_cached_tokens_total[60s])) / sum(increase(lmtower_input_tokens_total[60s]))"
+        )
+        engine = prometheus.values(
+            "sum(increase(vllm:prefix_cache_hits_total[60s])) / sum(increase(vllm:prefix_cache_queries_total[60s]))"
+        )
+    assert ours[0] == pytest.approx(engine[0], rel=0.01)
+    assert ours[0] > 0.3
+    after, page = counters(vllm + "/metrics"), counters(f"http://{admin}/metrics")
+    total = tower.admin("/admin/usage?by=engine")["total"]
+    spent = {
+        name: after[f"vllm:{name}_total"] - before.get(f"vllm:{name}_total", 0)
+        for name in ("prompt_tokens", "generation_tokens")
+    }
+    assert spent["prompt_tokens"] == page["lmtower_input_tokens_total"] == total["input_tokens"]
+    assert spent["generation_tokens"] == page["lmtower_output_tokens_total"] == total["output_tokens"]
+    hits = after["vllm:prefix_cache_hits_total"] - before.get("vllm:prefix_cache_hits_total", 0)
+    assert hits == page["lmtower_cached_tokens_total"] == total["cached_tokens"]
