@@ -22,12 +22,13 @@ from lmtower.wire import images
 from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply
 from lmtower.wire.faults import Dialect
+from lmtower.wire.items import Item, read
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import StoppingReply
 from lmtower.wire.top import Top
 
-_FIELDS: Mapping[str, tuple[str, Callable[[bytes], bytes]]] = MappingProxyType(
+_FIELDS: Mapping[str, tuple[str, Callable[[bytes, list[Item] | None], bytes]]] = MappingProxyType(
     {
         "chat": ("messages", guard.clean_chat),
         "messages": ("messages", guard.clean_messages),
@@ -60,14 +61,15 @@ class Intake:
             return None
         field, clean = found
         raw = bytes(memoryview(top[field]))
-        mended = clean(raw)
-        mended = await self._images(flow, mended, persona)
+        items = read(raw)
+        mended = clean(raw, items)
+        mended = await self._images(flow, mended, persona, items if mended is raw else None)
         if mended is not raw:
             top[field] = mended
         return guard.rules_of(top, self.tools) if persona.tools == "strict" else None
 
-    async def _images(self, flow: Flow, raw: bytes, persona: CompiledPersona) -> bytes:
-        found = images.find(raw)
+    async def _images(self, flow: Flow, raw: bytes, persona: CompiledPersona, items: list[Item] | None) -> bytes:
+        found = images.find(raw, items)
         if found is None:
             return raw
         images.check(found, persona.images, persona.image_hosts)

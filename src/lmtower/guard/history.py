@@ -14,10 +14,11 @@ import msgspec
 
 from lmtower.guard.repair import as_object, decode
 from lmtower.wire import top as tops
+from lmtower.wire.items import ABSENT, Item, read
 
 Cleaner = Callable[[dict[str, Any]], bool]
 """Changes one message in place; True when it did."""
-Suspect = Callable[["_Item"], bool]
+Suspect = Callable[[Item], bool]
 """Whether a message needs a closer look. Long histories are sound: reading them whole would cost more than all else."""
 
 
@@ -41,29 +42,19 @@ def mended(protocol: str, body: bytes) -> bytes:
     return b"".join(bytes(memoryview(piece)) for piece in tops.join(top))
 
 
-def clean_chat(messages: bytes) -> bytes:
+def clean_chat(messages: bytes, items: list[Item] | None = None) -> bytes:
     """Chat ``messages`` whose tool calls all have a JSON object as arguments, an id and a name."""
-    return _clean(messages, (b"tool_calls",), _unsound_calls, _chat_message)
+    return _clean(messages, items, _unsound_calls, _chat_message)
 
 
-def clean_messages(messages: bytes) -> bytes:
+def clean_messages(messages: bytes, items: list[Item] | None = None) -> bytes:
     """Anthropic ``messages`` whose ``tool_use`` blocks all have an object as input."""
-    return _clean(messages, (b"tool_use",), _has_tool_use, _anthropic_message)
+    return _clean(messages, items, _has_tool_use, _anthropic_message)
 
 
-def clean_responses(items: bytes) -> bytes:
+def clean_responses(given: bytes, items: list[Item] | None = None) -> bytes:
     """Responses ``input`` items whose function calls all have a JSON object as arguments."""
-    if items.lstrip()[:1] != b"[":
-        return items
-    return _clean(items, (b"function_call",), _is_call, _responses_item)
-
-
-class _Item(msgspec.Struct):
-    """The fields of a message or input item that may hold a call; the decoder skips all others unread."""
-
-    tool_calls: msgspec.Raw = msgspec.Raw(b"")
-    content: msgspec.Raw = msgspec.Raw(b"")
-    type: msgspec.Raw = msgspec.Raw(b"")
+    return _clean(given, items, _is_call, _responses_item) if given.lstrip()[:1] == b"[" else given
 
 
 class _Function(msgspec.Struct):
@@ -76,40 +67,34 @@ class _Call(msgspec.Struct):
     function: _Function
 
 
-_items = msgspec.json.Decoder(list[_Item])
 _calls = msgspec.json.Decoder(list[_Call])
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _clean(raw: bytes, marks: tuple[bytes, ...], suspect: Suspect, cleaner: Cleaner) -> bytes:
-    # an escaped key (backslash u) is legal JSON, though no client writes one: then look properly
-    if not any(mark in raw for mark in marks) and b"\\u00" not in raw:
-        return raw
-    try:
-        suspects = _suspects(raw, suspect)
-        parts = msgspec.json.decode(raw, type=list[msgspec.Raw]) if suspects else []
-    except (msgspec.DecodeError, RecursionError):
+def _clean(raw: bytes, items: list[Item] | None, suspect: Suspect, cleaner: Cleaner) -> bytes:
+    items = read(raw) if items is None else items
+    suspects = None if items is None else [index for index, item in enumerate(items) if suspect(item)]
+    if suspects == []:
         return raw
     changed = False
-    for index in suspects:
-        message = msgspec.json.decode(parts[index])
-        if isinstance(message, dict) and cleaner(message):
-            parts[index] = msgspec.Raw(msgspec.json.encode(message))
-            changed = True
+    try:
+        parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
+        for index in range(len(parts)) if suspects is None else suspects:
+            message = msgspec.json.decode(parts[index])
+            if isinstance(message, dict) and cleaner(message):
+                parts[index] = msgspec.Raw(msgspec.json.encode(message))
+                changed = True
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # not ours to mend: the engine says what is wrong
+        return raw
     return b"[" + b",".join(bytes(part) for part in parts) + b"]" if changed else raw
 
 
-def _suspects(raw: bytes, suspect: Suspect) -> list[int]:
-    try:
-        return [index for index, item in enumerate(_items.decode(raw)) if suspect(item)]
-    except msgspec.ValidationError:  # something among them is no object
-        return list(range(len(msgspec.json.decode(raw, type=list[msgspec.Raw]))))
-
-
-def _unsound_calls(item: _Item) -> bool:
+def _unsound_calls(item: Item) -> bool:
     """Whether the calls of a chat message need a closer look: only sound ones pass, and they are the rule."""
+    if item.tool_calls is ABSENT:
+        return False
     raw = bytes(memoryview(item.tool_calls))
-    if raw in (b"", b"null"):
+    if raw == b"null":
         return False
     try:
         for call in _calls.decode(raw):
@@ -121,12 +106,12 @@ def _unsound_calls(item: _Item) -> bool:
     return False
 
 
-def _has_tool_use(item: _Item) -> bool:
+def _has_tool_use(item: Item) -> bool:
     view = bytes(memoryview(item.content))
     return view[:1] == b"[" and (b"tool_use" in view or b"\\u00" in view)
 
 
-def _is_call(item: _Item) -> bool:
+def _is_call(item: Item) -> bool:
     return bytes(memoryview(item.type)) == b'"function_call"' or b"\\" in bytes(memoryview(item.type))
 
 

@@ -1,7 +1,6 @@
 """Images in requests of all protocols: found, counted, refused, scaled down. Pure; scaling is slow: use a thread.
 
-Theory of operation. Most requests carry none, so a typed decoder that skips all text looks first at which messages
-have a field that may name media (it reads field names as JSON, so that an escaped letter slips by nothing). Only
+Theory of operation. Most requests carry none: ``items`` tells which messages may, without decoding text, and only
 those are decoded. Whatever names a place to fetch from is refused unless the tower file allows its host: an engine
 that fetches any URL is a door into the private network (SSRF). An allowed host must be a name or address that was
 written down; engines are started so that they follow no redirects.
@@ -23,10 +22,9 @@ import msgspec
 from lmtower.config.types import Images
 from lmtower.recipes.load import ImageTokens
 from lmtower.wire.faults import Fault
+from lmtower.wire.items import Item, read
 
 _URL_KEYS = ("image_url", "video_url", "audio_url", "file_url", "url")
-_ABSENT = msgspec.Raw(b"")
-"""A field that is not there. Not None: for an optional ``Raw`` msgspec decodes the value after all."""
 
 
 @dataclass(slots=True)
@@ -66,63 +64,21 @@ class Found:
         return b"[" + b",".join(self.raws) + b"]"
 
 
-class _Item(msgspec.Struct):
-    """The fields of a message, input item or content part that may name media; all others are skipped unread."""
+def find(raw: bytes, items: list[Item] | None = None) -> Found | None:
+    """All media in ``messages`` or ``input``; None when there are none. Raises Fault(400) on broken JSON.
 
-    content: msgspec.Raw = _ABSENT
-    output: msgspec.Raw = _ABSENT
-    image_url: msgspec.Raw = _ABSENT
-    video_url: msgspec.Raw = _ABSENT
-    audio_url: msgspec.Raw = _ABSENT
-    file_url: msgspec.Raw = _ABSENT
-    url: msgspec.Raw = _ABSENT
-    source: msgspec.Raw = _ABSENT
-
-    def names_media(self) -> bool:
-        """Whether media sit here, or in the parts below."""
-        return (
-            self.image_url is not _ABSENT
-            or self.url is not _ABSENT
-            or self.source is not _ABSENT
-            or self.video_url is not _ABSENT
-            or self.audio_url is not _ABSENT
-            or self.file_url is not _ABSENT
-            or (self.content is not _ABSENT and _parts_name_media(self.content))
-            or (self.output is not _ABSENT and _parts_name_media(self.output))
-        )
-
-
-_items = msgspec.json.Decoder(list[_Item])
-
-
-def _parts_name_media(raw: msgspec.Raw) -> bool:
-    if bytes(memoryview(raw)[:1]) != b"[":
-        return False
-    try:
-        return any(item.names_media() for item in _items.decode(raw))
-    except msgspec.ValidationError:  # a part that is no object: look at the message as a whole
-        return True
-
-
-def _holders(raw: bytes) -> list[int]:
-    """The messages that may hold media. Text is skipped, not decoded: a long history costs one pass over its bytes."""
-    try:
-        return [index for index, item in enumerate(_items.decode(raw)) if item.names_media()]
-    except msgspec.ValidationError:
-        return list(range(len(msgspec.json.decode(raw, type=list[msgspec.Raw]))))
-
-
-def find(raw: bytes) -> Found | None:
-    """All media in ``messages`` or ``input``; None when there are none. Raises Fault(400) on broken JSON."""
+    ``items``: what ``items.read`` made of the field, if the caller has it already.
+    """
     if raw.lstrip()[:1] != b"[":
         return None
+    items = read(raw) if items is None else items
+    holders = None if items is None else [index for index, item in enumerate(items) if item.names_media()]
+    if holders == []:
+        return None
     try:
-        holders = _holders(raw)
-        if not holders:
-            return None
         raws = [bytes(part) for part in msgspec.json.decode(raw, type=list[msgspec.Raw])]
         found = Found(raws, {}, [])
-        for index in holders:
+        for index in range(len(raws)) if holders is None else holders:
             message = msgspec.json.decode(raws[index])
             pictures = list(_pictures(message, index))
             if pictures:
