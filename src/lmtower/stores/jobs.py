@@ -102,6 +102,14 @@ class Jobs:
                 batch.texts[row.hash] = row.text
         return batch
 
+    def known(self, store_id: str, hashes: Collection[str]) -> dict[str, bytes]:
+        """Vectors of texts that another file of the store has brought, but that are not in LanceDB yet."""
+        where = and_(CHUNKS.c.store_id == store_id, CHUNKS.c.hash.in_(hashes), CHUNKS.c.vector.is_not(None))
+        with self.engine.connect() as connection:
+            return {
+                row.hash: row.vector for row in connection.execute(select(CHUNKS.c.hash, CHUNKS.c.vector).where(where))
+            }
+
     def embedded(self, store_id: str, vectors: dict[str, bytes]) -> None:
         """Vectors arrived. Files for which the last one came are ready to be indexed."""
         if not vectors:

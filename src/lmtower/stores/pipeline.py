@@ -24,6 +24,7 @@ from lmtower.stores.vectors import Row, Vectors, table_name
 
 BATCH_TEXTS = 32
 BATCH_TOKENS = 16_000
+GATHER_SECONDS = 0.3
 COMMIT_CHUNKS = 2_000
 COMMIT_SECONDS = 2.0
 TEND_CHUNKS = 10_000
@@ -59,7 +60,8 @@ class Pipeline:
         self._reading: set[int] = set()
         self._embedding: set[Text] = set()
         self._untended: dict[str, int] = {}
-        self._committed = self._tended = self._swept = time.monotonic()
+        self._committed = self._swept = self._asked = time.monotonic()
+        self._fresh = 0
         self._probe: tuple[float, bytes] | None = None
         self._threads: list[threading.Thread] = []
         self.trouble = ""
@@ -113,6 +115,7 @@ class Pipeline:
             with self._blobs.path(job.sha256) as path:
                 chunks = extractor.extract(path, job.filename, job.chunk_tokens, job.overlap_tokens)
             self._jobs.chunked(job.entry, chunks)
+            self._fresh += len(chunks)
         except Unreadable as exc:
             self._jobs.failed([job.entry], exc.code, str(exc))
         except FileNotFoundError:
@@ -120,7 +123,10 @@ class Pipeline:
         finally:
             with self._news:
                 self._reading.discard(job.entry)
-                self._news.notify_all()
+                # one file of two chunks is no reason to wake everybody: a batch is, or the last file
+                if self._fresh >= BATCH_TEXTS or not self._reading:
+                    self._fresh = 0
+                    self._news.notify_all()
         return True
 
     # -- embedders
@@ -129,7 +135,7 @@ class Pipeline:
         while not self._closed:
             try:
                 if not self._embed_one():
-                    self._wait(5)
+                    self._wait(GATHER_SECONDS if self._reading else 5)
             except Unavailable as exc:
                 if self.trouble != str(exc):
                     _log.warning("ingestion waits: %s", exc)
@@ -139,8 +145,10 @@ class Pipeline:
     def _embed_one(self) -> bool:
         with self._news:
             batch = self._jobs.texts(self._embedding, BATCH_TEXTS, BATCH_TOKENS)
-            if batch is None:
+            gathering = bool(self._reading) and time.monotonic() - self._asked < GATHER_SECONDS
+            if batch is None or (gathering and len(batch.texts) < BATCH_TEXTS):
                 return False
+            self._asked = time.monotonic()
             mine = {(batch.store_id, digest) for digest in batch.texts}
             self._embedding |= mine
         try:
@@ -159,7 +167,10 @@ class Pipeline:
             entries = self._jobs.owners(batch.store_id, batch.texts)
             self._jobs.failed(entries, "server_error", changed_model(store.name, store.model, self._embedder))
             return
-        known = self._vectors.known(table_name(store.id, store.generation), list(batch.texts))
+        # in this order: what leaves SQL between the two questions is in LanceDB by then
+        known = self._jobs.known(store.id, batch.texts)
+        unknown = [digest for digest in batch.texts if digest not in known]
+        known |= self._vectors.known(table_name(store.id, store.generation), unknown)
         self.reused_texts += len(known)
         self._jobs.embedded(batch.store_id, known)
         self._ask(batch, {digest: text for digest, text in batch.texts.items() if digest not in known})
