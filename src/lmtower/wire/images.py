@@ -53,14 +53,14 @@ class Picture:
 class Found:
     """The images of one field, and the messages that hold them, ready to be written back."""
 
-    raws: list[bytes]
+    raws: list[msgspec.Raw]
     messages: dict[int, Any]
     pictures: list[Picture]
 
     def join(self) -> bytes:
         """The field again; only messages with images are written anew."""
         for index, message in self.messages.items():
-            self.raws[index] = msgspec.json.encode(message)
+            self.raws[index] = msgspec.Raw(msgspec.json.encode(message))
         return b"[" + b",".join(self.raws) + b"]"
 
 
@@ -76,7 +76,7 @@ def find(raw: bytes, items: list[Item] | None = None) -> Found | None:
     if holders == []:
         return None
     try:
-        raws = [bytes(part) for part in msgspec.json.decode(raw, type=list[msgspec.Raw])]
+        raws = msgspec.json.decode(raw, type=list[msgspec.Raw])
         found = Found(raws, {}, [])
         for index in range(len(raws)) if holders is None else holders:
             message = msgspec.json.decode(raws[index])
