@@ -145,3 +145,52 @@ def test_pool_has_room_for_more_than_one_request() -> None:
     need = made.cache.bytes_per_request(200_000)
     assert made.pool_bytes(200_000, 1) > 1.1 * need
     assert made.pool_bytes(200_000, 4) == 4 * need + made.cache.bytes_per_block
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "spec", "fp8", "bf16"),
+    [
+        (SUPER, "0.27.1", 0, 1.11, 1.87),
+        (SUPER, "0.27.1", 1, 1.40, 2.26),
+        (SUPER, "0.27.1", 3, 1.77, 2.65),
+        (SUPER, "0.33.0", 0, 1.27, 2.03),
+        (SUPER, "0.33.0", 1, 1.58, 2.44),
+        (SUPER, "0.33.0", 3, 1.95, 2.83),
+        ("Qwen__Qwen3-VL-2B-Instruct", "0.27.1", 0, 10.68, 21.36),
+        ("Qwen__Qwen3-VL-8B-Instruct", "0.27.1", 0, 13.73, 27.47),
+        ("Qwen__Qwen3-VL-30B-A3B-Instruct", "0.27.1", 0, 9.16, 18.31),
+        ("Qwen__Qwen3-VL-32B-Instruct", "0.27.1", 0, 24.41, 48.83),
+    ],
+)
+def test_request_of_200k_tokens_costs_what_its_family_costs(
+    name: str, version: str, spec: int, fp8: float, bf16: float
+) -> None:
+    """GiB of one request of 200,000 tokens: cheap on hybrids, more than the weights on a dense vision model."""
+    for dtype, gib in (("fp8", fp8), ("bf16", bf16)):
+        cache = geometry(name, version, dtype=dtype, speculative_tokens=spec, draft=spec > 0)
+        assert cache.bytes_per_request(200_000) / 1024**3 == pytest.approx(gib, abs=0.006)
+
+
+def test_nano_in_all_mode_keeps_a_fifth() -> None:
+    """H200, 0.25.1: 132.7 requests of 262,144 tokens without prefix caching, 27.9 in ``all`` mode."""
+    off = geometry(NANO, "0.25.1", dtype="fp8", mamba_cache_mode="none")
+    every = geometry(NANO, "0.25.1", dtype="fp8", mamba_cache_mode="all")
+    pool = 8891 * off.bytes_per_block
+    assert off.concurrency(off.blocks(pool), 262144) == pytest.approx(132.7, abs=0.05)
+    assert every.concurrency(every.blocks(pool), 262144) == pytest.approx(27.9, abs=0.05)
+
+
+def test_super_in_all_mode_keeps_a_fifth() -> None:
+    """H200, 0.25.1: 56.27 requests of 204,800 tokens without prefix caching, 11.25 in ``all`` mode."""
+    off = geometry(SUPER, "0.25.1", dtype="fp8", mamba_cache_mode="none")
+    every = geometry(SUPER, "0.25.1", dtype="fp8", mamba_cache_mode="all")
+    assert off.concurrency(1688, 204800) == pytest.approx(56.27, abs=0.005)
+    assert every.concurrency(1688, 204800) == pytest.approx(11.25, abs=0.005)
+
+
+def test_qwen_hybrid_loses_little_to_aligned_caching() -> None:
+    """H200, 0.25.1: Qwen3.6-35B from 40.55 to 39.62 requests of 131,072 tokens."""
+    off = geometry("nvidia__Qwen3.6-35B-A3B-NVFP4", "0.25.1", mamba_cache_mode="none")
+    on = geometry("nvidia__Qwen3.6-35B-A3B-NVFP4", "0.25.1", mamba_cache_mode="align")
+    blocks = round(40.55 * off.blocks_per_request(131072))
+    assert on.concurrency(blocks, 131072) == pytest.approx(39.62, abs=0.02)

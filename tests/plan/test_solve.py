@@ -285,3 +285,11 @@ def test_max_context_is_what_context_max_would_give() -> None:
     written = plan(preset(eyes={"context": "32k", "sequences": 1})).engine("eyes")
     asked = plan(preset(eyes={"context": "max", "sequences": 1})).engine("eyes")
     assert written.max_context == asked.max_model_len
+
+
+def test_encoder_takes_a_whole_input_in_one_batch() -> None:
+    """vLLM refuses an encoder whose batch is shorter than its context."""
+    engine = plan(preset(embed={"context": 8192})).engine("embed")
+    assert engine.max_num_batched_tokens == engine.max_model_len == 8192
+    assert engine.pooling
+    assert any("above the trained length" in warning for warning in engine.warnings)

@@ -6,7 +6,7 @@ Precedence as in the command line that is built later: derived < recipe's flags 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lmtower.config.types import Engine, Tower
@@ -120,7 +120,7 @@ def _want(
         image_side=_image_side(name, tower),
         correction_bytes=correction_bytes,
     )
-    options = _with_batch_for_blocks(files, options, node)
+    options = _with_batch(files, options, node, context)
     pinned = flags.get("kv-cache-memory-bytes", flags.get("kv-cache-memory", engine.kv_cache_memory))
     utilisation = flags.get("gpu-memory-utilization")
     return Want(
@@ -198,25 +198,29 @@ def _default_dtype(files: ModelFiles, node: NodeFacts, runtime: str) -> str:
 
 
 def _default_sequences(files: ModelFiles, node: NodeFacts) -> int:
+    """Enough to keep a box busy; encoders have no cache that would cost more."""
     if files.gguf is not None:
         return 1 if files.gguf.encoder else 4
+    if files.config is not None and read_config(files.config, has_sizes=files.has_sizes).encoder:
+        return 32
     return 4 if node.unified else 16
 
 
-def _with_batch_for_blocks(files: ModelFiles, options: Options, node: NodeFacts) -> Options:
-    """``align`` before 0.27 refuses to start when a block is larger than the batch: 8,320 tokens on the 120B."""
-    from dataclasses import replace
+def _with_batch(files: ModelFiles, options: Options, node: NodeFacts, context: int | str | None) -> Options:
+    """The batch where vLLM's own default would refuse to start.
 
-    if (
-        options.max_num_batched_tokens is not None
-        or files.config is None
-        or not rules(options.version).align_needs_batch
-    ):
+    ``align`` before 0.27 wants a whole block in a batch (8,320 tokens on the 120B); encoders want a whole input.
+    """
+    if options.max_num_batched_tokens is not None or files.config is None:
         return options
     drafted = estimate(files, replace(options, max_num_batched_tokens=node.default_batch_tokens), node)
-    if drafted.mamba_cache_mode != "align" or drafted.cache.block_size <= node.default_batch_tokens:
-        return options
-    return replace(options, max_num_batched_tokens=-(-drafted.cache.block_size // 16) * 16 + 80)
+    if drafted.shape is not None and drafted.shape.encoder:
+        longest = context if isinstance(context, int) else drafted.trained_context
+        return replace(options, max_num_batched_tokens=max(longest, node.default_batch_tokens))
+    small = drafted.cache.block_size > node.default_batch_tokens
+    if drafted.rules.align_needs_batch and drafted.mamba_cache_mode == "align" and small:
+        return replace(options, max_num_batched_tokens=-(-drafted.cache.block_size // 16) * 16 + 80)
+    return options
 
 
 def _image_side(name: str, tower: Tower) -> int | None:
