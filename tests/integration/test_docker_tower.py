@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +80,7 @@ def test_two_engines_live_and_die_apart(
     _, answer = tower.chat("thorough")
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
 
+    assert_prefix_cache_pays(tower, content)
     ids = containers(dockerd)
     assert "runs as it should" in tower.ok("diff")
     assert "runs already" in tower.ok("up")
@@ -114,6 +119,34 @@ def test_two_engines_live_and_die_apart(
     assert containers(dockerd) == {}
 
 
+def assert_prefix_cache_pays(tower: Tower, content: dict[str, Any]) -> None:
+    """Cached tokens in usage, in our metrics and in vLLM's own counters; the time to the answer falls accordingly."""
+    engine = f"http://127.0.0.1:{content['engines']['real']['port']}"
+    before = counter(engine, "vllm:prefix_cache_hits_total")
+    long = "The quick brown fox jumps over the lazy dog. " * 120
+    begun = time.monotonic()
+    _, cold = tower.chat("thorough", long, max_tokens=1)
+    middle = time.monotonic()
+    _, warm = tower.chat("thorough", long, max_tokens=1)
+    cold_seconds, warm_seconds = middle - begun, time.monotonic() - middle
+    prompt = warm["usage"]["prompt_tokens"]
+    assert cold["usage"]["prompt_tokens_details"]["cached_tokens"] < prompt / 2
+    assert warm["usage"]["prompt_tokens_details"]["cached_tokens"] > prompt * 0.95
+    assert counter(engine, "vllm:prefix_cache_hits_total") - before > prompt * 0.95
+    ours = counter(f"http://127.0.0.1:{tower.port + 1}", "lmtower_cached_tokens_total", 'persona="thorough"')
+    assert ours > prompt * 0.95
+    print(f"{prompt} tokens: {cold_seconds:.2f} s cold, {warm_seconds:.2f} s warm")
+    assert warm_seconds < cold_seconds / 2
+
+
+def counter(url: str, name: str, *labels: str) -> float:
+    """Sum of a counter's series at /metrics."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+        lines = reply.read().decode().splitlines()
+    rows = [line for line in lines if line.startswith(name) and all(label in line for label in labels)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in rows)
+
+
 def containers(dockerd: Dockerd) -> dict[str, str]:
     """Name -> id of every container, running or not."""
     rows = dockerd.docker("ps", "-a", "--no-trunc", "--format", "{{json .}}").stdout.splitlines()
@@ -122,7 +155,4 @@ def containers(dockerd: Dockerd) -> dict[str, str]:
 
 def kill(pid: int) -> None:
     """kill -9, as the kernel would for memory."""
-    import os
-    import signal
-
     os.kill(pid, signal.SIGKILL)

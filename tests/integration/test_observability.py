@@ -15,7 +15,7 @@ from lmtower.nodes.agent_containers import Containers
 from lmtower.nodes.agent_gpu import GpuReader
 from lmtower.nodes.agent_memory import read_memory
 from lmtower.nodes.watchdog import Policy
-from lmtower.nodes.watchdog_actor import Watchdog
+from lmtower.nodes.watchdog_actor import AdminApi, Watchdog
 from tests.fakes.engine import FakeEngine, ToolCall
 from tests.integration.observed import Prometheus, panel_queries, running_prometheus
 from tests.integration.tower import Tower
@@ -188,3 +188,32 @@ def test_alerts_fire_on_their_fault_and_clear_after(
         (tmp_path / "tower.yaml").write_text(good)
         tower.ok("reload")
         prometheus.until("calm", lambda: not prometheus.firing(), 90)
+
+
+def test_watchdog_holds_lanes_and_stops_the_engine_of_its_node(tower: Tower, node: tuple[str, FakeProc]) -> None:
+    """Over the real admin API: batch work is refused, then the engine is stopped; other nodes' engines go on."""
+    proc = node[1]
+    key = (tower.folder / "data/admin.key").read_text().strip()
+    admin = AdminApi(f"http://127.0.0.1:{tower.port + 1}", key)
+    moments = iter(range(1000))
+    watchdog = Watchdog(
+        "local",
+        Policy(12 * GIB),
+        lambda: read_memory(proc.path),
+        admin,
+        Containers(None),
+        {"mini": 7},
+        lambda: float(next(moments)),
+    )
+    assert tower.chat("mini")[0] == 200
+    proc.set(available=11 * GIB)
+    watchdog.step()
+    status, answer = tower.chat("mini")
+    assert (status, answer["error"]["code"]) == (503, "lane_held")
+    proc.set(available=2 * GIB)
+    watchdog.step()
+    engines = {each["name"]: each for each in tower.admin("/admin/status")["engines"]}
+    assert engines["mini"]["held"] == ["batch", "default"]
+    tower.until("stop", lambda: tower.admin("/admin/status")["engines"][1]["state"] != "ready")
+    assert tower.chat("plan")[0] == 200
+    assert watchdog.reading.actions["stop"] == 1
