@@ -232,3 +232,15 @@ def test_nothing_to_stop_is_counted_not_raised(proc: FakeProc) -> None:
     watchdog = guard(proc, FakeEngines(proc), None, Clock())
     watchdog.step()
     assert watchdog.reading.actions["stop_failed"] == 1
+
+
+def test_processes_are_stopped_by_the_tower_one_after_the_other(proc: FakeProc) -> None:
+    """Without containers the tower is asked, for the least important first, for each once."""
+    tower, clock = FakeTower(), Clock()
+    proc.set(available=2 * GIB)
+    watchdog = guard(proc, FakeEngines(proc), tower, clock, nemotron=90, eyes=40)
+    for second in range(100):
+        clock.now = second
+        watchdog.step()
+    stops = [path for path, _ in tower.told if path != "/admin/hold"]
+    assert stops == ["/admin/engines/eyes/stop", "/admin/engines/nemotron/stop"]

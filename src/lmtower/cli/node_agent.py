@@ -51,7 +51,7 @@ def node_agent(
     if tower and key_file is None:
         raise Refused("--tower needs --key-file: the tower's admin.key, copied to this node.")
     address = _address(listen)
-    ranks = _importance(importance or (), file)
+    ranks = _importance(importance or (), name, file)
     with _agent(name, reserve_bytes, ranks, tower, key_file, models, guard=watchdog and not once) as agent:
         if once:
             print_json(agent.facts())
@@ -147,8 +147,12 @@ def _reserve(given: str | None, node: str, tower: Tower | None) -> int | None:
     return tower.nodes[node].reserve if tower and node in tower.nodes else None
 
 
-def _importance(given: list[str] | tuple[()], tower: Tower | None) -> dict[str, int]:
-    ranks = {name: engine.importance for name, engine in tower.engines.items()} if tower else {}
+def _importance(given: list[str] | tuple[()], node: str, tower: Tower | None) -> dict[str, int]:
+    """Importance of the engines on this node."""
+    from lmtower.cli.upstreams import upstreams_of
+
+    here = {one.engine for one in upstreams_of(tower) if one.node == node} if tower else set()
+    ranks = {name: engine.importance for name, engine in tower.engines.items() if name in here} if tower else {}
     for word in given:
         engine, equals, number = word.partition("=")
         if not equals or not number.isdigit():

@@ -86,6 +86,7 @@ class Watchdog:
         self._importance = importance
         self._clock = clock
         self._watch = Watch()
+        self._stopped: set[str] = set()
         self._actions: dict[str, int] = {"hold": 0, "release": 0, "stop": 0, "stop_failed": 0}
 
     @property
@@ -131,12 +132,18 @@ class Watchdog:
         # The tower first, so that it does not start the engine again; but memory does not wait for its answer.
         told = self._tower is not None and self._tower.post(f"/admin/engines/{victim}/stop", {"reason": stop.reason})
         done = self._engines.stop(victim)
+        if told or done:
+            self._stopped.add(victim)
         self._actions["stop" if told or done else "stop_failed"] += 1
         log.error("watchdog.stop", node=self.node, engine=victim, reason=stop.reason, told=told, stopped_here=done)
 
     def _least_important(self) -> str | None:
-        """Lowest importance in the tower file; among equals the one that gives most memory back."""
-        running = self._engines.running()
+        """Lowest importance in the tower file; among equals the one that gives most memory back.
+
+        A node without containers runs its engines as processes of the tower: then those that the tower file names
+        are asked for, each once.
+        """
+        running = self._engines.running() or dict.fromkeys(self._importance.keys() - self._stopped, 0)
         return min(
             running,
             key=lambda engine: (self._importance.get(engine, DEFAULT_IMPORTANCE), -running[engine], engine),

@@ -178,6 +178,8 @@ def tower_manifests(cluster: Cluster) -> list[Manifest]:
             "metadata": {"labels": labels},
             "spec": {
                 "terminationGracePeriodSeconds": 45,
+                # the image's user is not root; the group makes the claim writable for it
+                "securityContext": {"fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
                 "automountServiceAccountToken": False,
                 "containers": [container],
                 "volumes": [
