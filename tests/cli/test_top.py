@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -174,6 +182,32 @@ def test_once_prints_one_screen(data: Path, capsys: pytest.CaptureFixture[str]) 
     assert "nemotron" in text
     assert "30.0 of 120.0 GiB free" in text
     assert "gone" not in text
+
+
+def test_live_screen_on_a_terminal_ends_with_q(data: Path) -> None:
+    """A real terminal of 80 by 24: the screen is drawn, ``q`` ends it, the terminal is as it was."""
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(inner)
+    command = [str(Path(sys.executable).with_name("lmtower")), "--data-dir", str(data), "top", "--every", "0.2"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
+    seen = b""
+    try:
+        while b"q quits" not in seen:
+            ready, _, _ = select.select([outer], [], [], 30)
+            assert ready, seen
+            seen += os.read(outer, 65536)
+        os.write(outer, b"q")
+        assert process.wait(20) == 0
+        assert termios.tcgetattr(inner) == before
+    finally:
+        process.kill()
+        process.wait()
+        os.close(outer)
+        os.close(inner)
+    assert b"nemotron" in seen
+    assert b"\x1b[?1049h" in seen  # the alternate screen: what was there before comes back
 
 
 def test_no_tower_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
