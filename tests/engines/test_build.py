@@ -201,3 +201,22 @@ def test_warm_up_has_a_request_per_shape_class(family: str, expected: list[str])
 def test_llama_cpp_needs_no_shapes() -> None:
     """It compiles nothing."""
     assert shape_requests(row("smol", "bundled:smollm2", runtime="llamacpp")) == ()
+
+
+@pytest.mark.parametrize(("bind", "host"), [("10.0.0.7", "10.0.0.7"), (None, "0.0.0.0")])
+def test_engine_listens_on_the_private_address(bind: str | None, host: str) -> None:
+    """A written address is used; a name may mean loopback on its own machine, so then all addresses, with a key."""
+    one = FAMILIES["qwen3"]
+    nodes = {"spark": Node(address="ssh://ops@spark.lan", hardware="dgx-spark", bind=bind)}
+    (spec,) = build_specs(plan_of(one), tower_of(one, nodes=nodes), Outside("key"))
+    assert spec.argv[spec.argv.index("--host") + 1] == host
+    assert spec.url == f"http://{bind or 'spark.lan'}:8100"
+    assert spec.api_key == "key"
+
+
+def test_ray_over_names_is_refused() -> None:
+    """Ray's nodes must know each other by IP address."""
+    wide = row("n", "a/b", nodes=("one", "two"), tensor_parallel=2)
+    nodes = {name: Node(address=f"ssh://ops@{name}.lan", hardware="dgx-spark") for name in ("one", "two")}
+    with pytest.raises(PlanError, match=r"nodes\.one\.bind: Ray needs IP addresses"):
+        build_specs(plan_of(wide, nodes=TWO_FACTS), tower_of(wide, nodes=nodes), Outside())

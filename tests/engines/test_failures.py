@@ -20,7 +20,7 @@ CASES = [
     ),
     (
         "ValueError: To serve at least one request with the model's max seq len (204800), (13.73 GiB KV cache is "
-        "needed, which is larger than the available KV cache memory (6.0 GiB). Based on the available memory, the estimated "
+        "needed, which is larger than the available KV cache memory (6.0 GiB). Based on it, the estimated "
         "maximum model length is 89424.",
         "kv_cache",
         "context: 89424 or less",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmtower.cli.fleet import Fleet
     from lmtower.cli.serving import Serving
     from lmtower.config import Loaded
+    from lmtower.config.types import Tower
     from lmtower.nodes.diff import Step
     from lmtower.nodes.supervisor import EngineStatus
 
@@ -67,6 +68,8 @@ async def _up(serving: Serving, loaded: Loaded, *, yes: bool) -> None:
         confirm(steps, yes=yes)
         outcome = await fleet.apply(steps)
         await fleet.await_return(unreachable)
+        for reason in await silent_externals(loaded.tower):
+            print(reason, file=sys.stderr)
         if not any(step.action in ("keep",) for step in steps) and not outcome.started:
             if outcome.failed:
                 raise EngineError("no engine could be started: see above.")
@@ -92,6 +95,26 @@ async def _observe(loaded: Loaded, options: Globals) -> None:
     except NodeError as error:
         lines = [str(error)]
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+async def silent_externals(tower: Tower) -> list[str]:
+    """What to say of engines that others run and that do not answer now; the gateway goes on asking them."""
+    from lmtower.cli.upstreams import upstreams_of
+    from lmtower.engines import LaunchSpec
+    from lmtower.errors import EngineError
+    from lmtower.nodes.drivers.external import ExternalDriver
+
+    driver, reasons = ExternalDriver(), []
+    for upstream in upstreams_of(tower):
+        if upstream.runtime != "external":
+            continue
+        secrets = {"VLLM_API_KEY": upstream.api_key} if upstream.api_key else {}
+        spec = LaunchSpec(upstream.engine, "external", "external", external_url=upstream.url, secrets=secrets)
+        try:
+            await driver.start(spec)
+        except EngineError as error:
+            reasons.append(str(error))
+    return reasons
 
 
 def make_fleet(options: Globals, loaded: Loaded) -> Fleet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -46,6 +47,19 @@ def bind_of(node: Node) -> str:
     if node.bind:
         return node.bind
     return "127.0.0.1" if node.address == "local" else urlsplit(node.address).hostname or "127.0.0.1"
+
+
+def listen_on(host: str) -> str:
+    """Address for the engine's own ``--host``. A name often means 127.0.1.1 on its own machine: then all addresses."""
+    return host if _is_ip(host) or host == "localhost" else "0.0.0.0"
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def without_gpu(node: Node, facts: NodeFacts | None) -> bool:
@@ -108,7 +122,7 @@ def _single_spec(
 def _vllm_spec(
     spec: LaunchSpec, plan: EnginePlan, engine: Engine, recipe: Recipe, node: Node, outside: Outside, *, cpu: bool
 ) -> LaunchSpec:
-    flags = vllm.flags_of(plan, engine, recipe, host=spec.host, cpu=cpu)
+    flags = vllm.flags_of(plan, engine, recipe, host=listen_on(spec.host), cpu=cpu)
     process = driver_of(node) == "process"
     python = (engine.image or outside.python) if process else None
     return replace(
@@ -130,12 +144,12 @@ def _llamacpp_spec(
     if embedded:
         python = (engine.image or outside.python) if process else "python3"
         argv = llamacpp.embedded_command(
-            plan, engine, python=python, host=spec.host, keyed=bool(secrets), stay=not process
+            plan, engine, python=python, host=listen_on(spec.host), keyed=bool(secrets), stay=not process
         )
         image = None if process else engine.image or llamacpp.EMBEDDED_IMAGE
         return replace(spec, argv=argv, image=image, env=dict(engine.env), secrets=secrets)
     image = engine.image or (llamacpp.IMAGE if cpu else llamacpp.GPU_IMAGE)
-    argv = llamacpp.server_command(plan, engine, recipe, host=spec.host)
+    argv = llamacpp.server_command(plan, engine, recipe, host=listen_on(spec.host))
     return replace(spec, argv=argv, image=image, env=dict(engine.env), secrets=secrets)
 
 
@@ -166,6 +180,11 @@ def _spanning_specs(
     plan: EnginePlan, engine: Engine, recipe: Recipe, nodes: Mapping[str, Node], outside: Outside
 ) -> list[LaunchSpec]:
     addresses = {name: bind_of(node) for name, node in nodes.items()}
+    for name, address in addresses.items():
+        if not _is_ip(address):
+            raise PlanError(
+                f"nodes.{name}.bind: Ray needs IP addresses. Write bind: with the node's address on the fast link"
+            )
     first, *others = nodes
     flags = vllm.flags_of(plan, engine, recipe, host=addresses[first], cpu=False)
     flags["distributed-executor-backend"] = "ray"

@@ -61,6 +61,8 @@ class LaunchSpec:
     role: str = ""
     """``head`` or ``worker`` where one engine spans nodes."""
     served_model: str = ""
+    external_url: str = ""
+    """Where somebody else runs it; then host and port do not count."""
     labels: Mapping[str, str] = field(default_factory=dict)
     spec_hash: str = ""
 
@@ -72,6 +74,8 @@ class LaunchSpec:
     @property
     def url(self) -> str:
         """Base URL, without a path."""
+        if self.external_url:
+            return self.external_url
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
