@@ -76,7 +76,10 @@ def one_round(contestant: Contestant, mock: Mock, given: argparse.Namespace, tab
         if run.process:
             run.process.stop()
     if contestant.merges:
-        check_usage(run, before, mock.stats()["requests"] - came)
+        try:
+            check_usage(run, before, mock.stats()["requests"] - came)
+        except BenchError as error:
+            notes.add(str(error))
 
 
 def curves(contestant: Contestant, mock: Mock, given: argparse.Namespace, table: Table, notes: set[str]) -> None:

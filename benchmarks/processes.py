@@ -63,7 +63,7 @@ class Process:
     def alive(self) -> bool:
         return self.popen.poll() is None
 
-    def settle(self, seconds: float = 10.0) -> bool:
+    def settle(self, seconds: float = 30.0) -> bool:
         """Wait until it has nothing to do any more: under 10 % of a core over a fifth of a second."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
