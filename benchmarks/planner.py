@@ -204,5 +204,11 @@ def main() -> None:
             print(f"- {case['id']} ({case['model']}): not compared, {case['reading']['kv']}")
 
 
+def run(argv: list[str]) -> int:
+    """For ``python -m benchmarks planner``; takes no options."""
+    main()
+    return 0
+
+
 if __name__ == "__main__":
     main()

@@ -63,13 +63,14 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str]) -> Plan:
     rest = {name: each for name, each in tower.engines.items() if name not in known and not is_external(each)}
     if not rest:
         return Plan(written, (), fits=True)
-    from lmtower.plan.planner import plan, tower_facts
+    from lmtower.cli.plan import learned
+    from lmtower.plan.planner import tower_facts
     from lmtower.plan.sources import collect
 
     nodes = {name: node for name, node in tower.nodes.items() if node.hardware not in (None, "cpu")}
     part = tower.model_copy(update={"engines": rest, "nodes": nodes})
     facts = tower_facts(part)
-    solved = plan(part, facts, collect(part, loaded.path.parent, environ))
+    solved = learned(part, facts, collect(part, loaded.path.parent, environ), loaded.path)
     rows = tuple(_with_port(row, tower) for row in solved.engines)
     return Plan((*rows, *written), solved.nodes or _bare(facts), solved.fits, solved.reasons, solved.warnings)
 

@@ -15,6 +15,7 @@ from lmtower.cli.output import print_json, table
 
 if TYPE_CHECKING:
     from lmtower.config import Loaded
+    from lmtower.config.types import Tower
     from lmtower.plan.model import ModelFiles
     from lmtower.plan.types import NodeFacts, Plan
 
@@ -61,18 +62,22 @@ def planned(
     loaded: Loaded, environ: Mapping[str, str], *, offline: bool = False, facts: Mapping[str, NodeFacts] | None = None
 ) -> tuple[Plan, Mapping[str, ModelFiles]]:
     """The plan of a loaded tower file with what was learned before, and the model files it was made from."""
-    from lmtower.plan.observe import correction_for
-    from lmtower.plan.planner import plan as solve
     from lmtower.plan.sources import collect
 
     models = collect(loaded.tower, loaded.path.parent, environ, offline=offline)
     known = {**_local_facts(loaded), **(facts or {})}
-    made = solve(loaded.tower, known, models)
-    saved = _saved(loaded.path)
+    return learned(loaded.tower, known, models, loaded.path), models
+
+
+def learned(tower: Tower, facts: Mapping[str, NodeFacts], models: Mapping[str, ModelFiles], path: Path) -> Plan:
+    """A plan with the corrections that ``--observe --save`` keeps beside the tower file."""
+    from lmtower.plan.observe import correction_for
+    from lmtower.plan.planner import plan as solve
+
+    made = solve(tower, facts, models)
+    saved = _saved(path)
     corrections = {each.name: correction_for(each, saved) for each in made.engines}
-    if any(corrections.values()):
-        made = solve(loaded.tower, known, models, corrections)
-    return made, models
+    return solve(tower, facts, models, corrections) if any(corrections.values()) else made
 
 
 def as_json(made: Plan) -> dict[str, Any]:
@@ -110,14 +115,14 @@ def _overrides(changes: list[str]) -> dict[str, Any]:
 def _local_facts(loaded: Loaded) -> dict[str, NodeFacts]:
     """This machine, where the tower file says nothing of its hardware: llama.cpp on a laptop or a fresh box."""
     from lmtower.plan.local import this_machine
+    from lmtower.plan.planner import CPU
+    from lmtower.plan.wants import LOCAL, runtime_of
 
-    names = [name for name, node in loaded.tower.nodes.items() if node.address == "local" and node.hardware is None]
-    if not loaded.tower.nodes:
-        names = ["local"]
-    return {
-        name: this_machine(name, loaded.tower.nodes[name].reserve if name in loaded.tower.nodes else None)
-        for name in names
-    }
+    nodes = loaded.tower.nodes
+    names = [name for name, node in nodes.items() if node.address == "local" and node.hardware in (None, CPU)]
+    if not nodes and any(runtime_of(each) != "external" for each in loaded.tower.engines.values()):
+        names = [LOCAL]
+    return {name: this_machine(name, nodes[name].reserve if name in nodes else None) for name in names}
 
 
 def _lines(made: Plan) -> list[str]:

@@ -17,13 +17,17 @@ from lmtower.plan.wants import LOCAL, Want, node_names, runtime_of, want
 from lmtower.plan.warn import tower_warnings
 from lmtower.plan.write import engine_plans, node_plan
 
+CPU = "cpu"
+"""``hardware:`` of a machine without a GPU; its memory is measured, not looked up."""
+
 
 def tower_facts(tower: Tower, probed: Mapping[str, NodeFacts] | None = None) -> dict[str, NodeFacts]:
     """Facts of every node: probed ones first, else the hardware catalogue. Raises PlanError when neither knows it."""
     found = dict(probed or {})
     for name, node in tower.nodes.items():
         measured = found.get(name)
-        if node.hardware is not None:
+        if node.hardware not in (None, CPU):
+            assert node.hardware is not None
             found[name] = _merged(catalogue_facts(node.hardware, name=name, reserve_bytes=node.reserve), measured)
         elif measured is not None:
             found[name] = replace(
@@ -31,8 +35,8 @@ def tower_facts(tower: Tower, probed: Mapping[str, NodeFacts] | None = None) -> 
             )
         else:
             raise PlanError(
-                f"nodes.{name}.hardware: missing, so its memory is not known. Write hardware: "
-                "dgx-spark, or a size such as 24 GiB",
+                f"nodes.{name}.hardware: {node.hardware or 'missing'}, so its memory is not known. "
+                "Write hardware: dgx-spark, or a size such as 24 GiB",
                 field=f"nodes.{name}.hardware",
             )
     return found
