@@ -31,6 +31,7 @@ from lmtower.stores import internal
 FOLDER = WORK / "retrieval"
 EMBED_PORT, STORE_PORT = 19300, 19301
 NEIGHBOURS = ("chromadb==1.5.9", "qdrant-client==1.20.0", "numpy")
+FUNCTIONS = 9_500
 TUNED, ASKED = 200, 300
 WEIGHTS = (0.1, 0.2, 0.5, 1.0)
 TOWER = """\
@@ -92,7 +93,7 @@ def ingest(client: httpx.Client, corpus: Sequence[Document]) -> tuple[str, dict[
         files = {"file": (document.name, document.text.encode())}
         return str(client.post("/v1/files", files=files, data={"purpose": "assistants"}).json()["id"])
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(upload, corpus))
     uploaded = time.perf_counter()
     for at in range(0, len(ids), 2000):
@@ -198,7 +199,7 @@ def neighbours_python() -> str:
 
 
 def run_quality() -> None:
-    corpus = documents()
+    corpus = documents(FUNCTIONS)
     every = questions(corpus, TUNED + ASKED)
     tuned, asked = every[:TUNED], every[TUNED:]
     with service(FOLDER / "service") as (client, server):

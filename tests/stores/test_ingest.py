@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from lmtower.stores.extract import ChunkRow
+from lmtower.stores.jobs import Jobs
 from lmtower.stores.launch import Personas
-from lmtower.stores.vectors import table_name
+from lmtower.stores.vectors import Row, Vectors, table_name
 from tests.stores.conftest import Running
 
 
@@ -153,3 +158,35 @@ def test_metrics_say_what_was_done(running: Running) -> None:
     ):
         assert line in text
     assert "lmtower_store_loop_lag_worst_seconds" in text
+
+
+def test_a_locked_database_delays_and_ends_nothing(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that SQL refuses is taken again; no thread of the pipeline ends, nothing is done twice."""
+    real = Jobs.chunked
+    failures = iter([OperationalError("UPDATE", {}, Exception("database is locked"))])
+
+    def locked_once(jobs: Jobs, entry: int, chunks: Sequence[ChunkRow]) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        real(jobs, entry, chunks)
+
+    monkeypatch.setattr(Jobs, "chunked", locked_once)
+    store = running.put({"a.txt": "Whales sing."})
+    assert documents(running) == ["Whales sing."]
+    assert names(running, store.id, "whales") == ["a.txt"]
+
+
+def test_vectors_that_cannot_be_written_are_written_later(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that fails halfway is undone and made again from what is in SQL, without embedding again."""
+    real = Vectors.add
+    failures = iter([OSError("no space left on device")])
+
+    def full_once(vectors: Vectors, name: str, rows: Sequence[Row]) -> None:
+        real(vectors, name, rows)
+        if (failure := next(failures, None)) is not None:
+            raise failure
+
+    monkeypatch.setattr(Vectors, "add", full_once)
+    store = running.put({"a.txt": "Whales sing."})
+    assert running.service.vectors.count(table_name(store.id, 1)) == 1
+    assert documents(running) == ["Whales sing."]

@@ -174,28 +174,38 @@ class Catalogue:
                 raise ApiError(400, f"Vector store {store_id!r} has expired.", code="expired")
             created = int(self.now())
             batch_id = _new_id("vsfb_") if batch else None
-            for item in items:
-                file = self._file(connection, caller, item["file_id"])
-                values = item | {"store_id": store_id, "batch_id": batch_id, "created_at": created}
-                values |= {"status": "in_progress", "stage": "queued"}
-                self._attach(connection, values, file)
+            files = self._own_files(connection, caller, [item["file_id"] for item in items])
+            common = {"store_id": store_id, "batch_id": batch_id, "created_at": created}
+            common |= {"status": "in_progress", "stage": "queued"}
+            wanted = {item["file_id"]: item | common for item in items}
+            self._attach(connection, store_id, wanted, files)
             connection.execute(update(STORES).where(STORES.c.id == store_id).values(last_active_at=created))
             if batch_id is None:
                 return None
             connection.execute(insert(BATCHES).values(id=batch_id, store_id=store_id, created_at=created))
             return connection.execute(select(BATCHES).where(BATCHES.c.id == batch_id)).one()
 
-    def _attach(self, connection: Connection, values: dict[str, Any], file: Record) -> None:
-        where = and_(ENTRIES.c.store_id == values["store_id"], ENTRIES.c.file_id == file.id)
-        old = connection.execute(select(ENTRIES).where(where)).one_or_none()
-        if old is None:
-            connection.execute(insert(ENTRIES).values(values))
-        elif old.status in ("failed", "cancelled"):
-            self._remove(connection, old)
-            connection.execute(insert(ENTRIES).values(values))
-        else:
+    def _attach(
+        self, connection: Connection, store_id: str, wanted: dict[str, dict[str, Any]], files: set[str]
+    ) -> None:
+        for file_id in wanted:
+            if file_id not in files:
+                raise missing("file", file_id)
+        where = and_(ENTRIES.c.store_id == store_id, ENTRIES.c.file_id.in_(files))
+        for old in connection.execute(select(ENTRIES).where(where)).all():
+            if old.status in ("failed", "cancelled"):
+                self._remove(connection, old)
+                continue
+            values = wanted.pop(old.file_id)
             new = {"attributes": values["attributes"], "batch_id": values["batch_id"] or old.batch_id}
-            connection.execute(update(ENTRIES).where(where).values(new))
+            connection.execute(update(ENTRIES).where(ENTRIES.c.seq == old.seq).values(new))
+        if wanted:
+            connection.execute(insert(ENTRIES), list(wanted.values()))
+
+    def _own_files(self, connection: Connection, caller: Caller, file_ids: Sequence[str]) -> set[str]:
+        alive = or_(FILES.c.expires_at.is_(None), FILES.c.expires_at > self.now())
+        query = select(FILES.c.id).where(FILES.c.id.in_(file_ids), self._own(FILES, caller), alive)
+        return set(connection.execute(query).scalars())
 
     def entry(self, caller: Caller, store_id: str, file_id: str) -> Record:
         with self.engine.connect() as connection:

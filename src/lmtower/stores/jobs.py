@@ -176,6 +176,8 @@ class Jobs:
             return rows
 
     def buried(self, seqs: Sequence[int]) -> None:
+        if not seqs:
+            return
         with self.engine.begin() as connection:
             connection.execute(delete(GRAVES).where(GRAVES.c.seq.in_(seqs)))
 

@@ -14,6 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from lmtower.stores.blobs import Blobs
 from lmtower.stores.catalogue import Catalogue
@@ -64,18 +67,20 @@ class Pipeline:
         self._fresh = 0
         self._probe: tuple[float, bytes] | None = None
         self._threads: list[threading.Thread] = []
+        self._extractors: list[Extractor] = []
         self.trouble = ""
         self.embedded_texts = 0
         self.reused_texts = 0
 
     def start(self, width: Width = Width()) -> None:
-        for row in (lost := self._jobs.recover()):
-            self._vectors.delete(table_name(row.store_id, row.generation), [row.seq])
-        self._jobs.back([row.seq for row in lost])
-        work: list[tuple[str, Callable[[], None]]] = [("index", self._index)]
-        work += [(f"read-{i}", self._read) for i in range(width.readers)]
+        work: list[tuple[str, Callable[[], float]]] = [("index", self._index)]
+        self._extractors = [Extractor(self._limits) for _ in range(width.readers)]
+        work += [(f"read-{i}", partial(self._read, extractor)) for i, extractor in enumerate(self._extractors)]
         work += [(f"embed-{i}", self._embed) for i in range(width.embedders)]
-        self._threads = [threading.Thread(target=step, name=f"lmtower-{name}", daemon=True) for name, step in work]
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(step,), name=f"lmtower-{name}", daemon=True)
+            for name, step in work
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -88,6 +93,27 @@ class Pipeline:
         self.poke()
         for thread in self._threads:
             thread.join()
+        for extractor in self._extractors:
+            extractor.close()
+
+    def _repeat(self, step: Callable[[], float]) -> None:
+        """Take steps until closed; each says how long to wait for news before the next. No trouble ends the thread."""
+        while not self._closed:
+            try:
+                seconds = step()
+            except Unavailable as exc:
+                seconds = self._troubled(str(exc), exc.seconds)
+            except (SQLAlchemyError, OSError, RuntimeError, ValueError) as exc:
+                # a database that is locked, a disk that is full, a bucket that does not answer: rows stay as they are
+                seconds = self._troubled(f"{type(exc).__name__}: {exc}", 2.0)
+            if seconds:
+                self._wait(seconds)
+
+    def _troubled(self, what: str, seconds: float) -> float:
+        if self.trouble != what:
+            _log.warning("ingestion waits: %s", what)
+        self.trouble = what
+        return seconds
 
     def _wait(self, seconds: float) -> None:
         with self._news:
@@ -96,14 +122,8 @@ class Pipeline:
 
     # -- readers
 
-    def _read(self) -> None:
-        extractor = Extractor(self._limits)
-        try:
-            while not self._closed:
-                if not self._read_one(extractor):
-                    self._wait(5)
-        finally:
-            extractor.close()
+    def _read(self, extractor: Extractor) -> float:
+        return 0.0 if self._read_one(extractor) else 5.0
 
     def _read_one(self, extractor: Extractor) -> bool:
         with self._news:
@@ -131,16 +151,8 @@ class Pipeline:
 
     # -- embedders
 
-    def _embed(self) -> None:
-        while not self._closed:
-            try:
-                if not self._embed_one():
-                    self._wait(GATHER_SECONDS if self._reading else 5)
-            except Unavailable as exc:
-                if self.trouble != str(exc):
-                    _log.warning("ingestion waits: %s", exc)
-                self.trouble = str(exc)
-                self._wait(exc.seconds)
+    def _embed(self) -> float:
+        return 0.0 if self._embed_one() else GATHER_SECONDS if self._reading else 5.0
 
     def _embed_one(self) -> bool:
         with self._news:
@@ -209,20 +221,19 @@ class Pipeline:
 
     # -- indexer
 
-    def _index(self) -> None:
-        while not self._closed:
-            try:
-                if not self._bury() and not self._commit():
-                    self._tend()
-                    self._wait(0.2 if self._embedding or self._untended else 1.0)
-            except (OSError, RuntimeError, ValueError) as exc:
-                # what LanceDB raises when the disk is full or the bucket does not answer; rows stay as they are
-                self.trouble = f"The vector tables cannot be written: {exc}"
-                _log.warning("%s", self.trouble)
-                for row in (lost := self._jobs.recover()):
-                    self._vectors.delete(table_name(row.store_id, row.generation), [row.seq])
-                self._jobs.back([row.seq for row in lost])
-                self._wait(10)
+    def _index(self) -> float:
+        self._undo()
+        if self._bury() or self._commit():
+            return 0.0
+        self._tend()
+        return 0.2 if self._embedding or self._untended else 1.0
+
+    def _undo(self) -> None:
+        """Take out of LanceDB what a killed process, or a failed step, may have written halfway."""
+        lost = self._jobs.recover()
+        for row in lost:
+            self._vectors.delete(table_name(row.store_id, row.generation), [row.seq])
+        self._jobs.back([row.seq for row in lost])
 
     def _commit(self) -> bool:
         """Many small files are put together into one commit, as long as more are on their way."""
