@@ -37,6 +37,11 @@ CASES = [
         "weights_missing",
         "spelling",
     ),
+    (
+        "RepositoryNotFoundError: 404 Client Error.\nIf you are trying to access a private or gated repo, make sure",
+        "weights_missing",
+        "could not be fetched",
+    ),
     ("embedded engine: model file '/m/x.gguf' does not exist", "weights_missing", "weights are missing"),
     ("api_server.py: error: unrecognized arguments: --prefix-match-unit 64", "bad_flag", "--prefix-match-unit 64"),
     ("api_server.py: error: argument --kv-cache-dtype: invalid choice: 'fp9'", "bad_flag", "--kv-cache-dtype"),

@@ -93,7 +93,7 @@ _RULES = (
     ),
     _rule(
         "gated",
-        r"GatedRepoError|gated repo|401 Client Error|Access to model .{0,120} is restricted",
+        r"GatedRepoError|Cannot access gated repo|Access to model .{0,120} is restricted",
         "the model is gated and the token is missing or has no access",
         "Accept the model's terms on its page, and set HF_TOKEN where lmtower runs",
     ),
