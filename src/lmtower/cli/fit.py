@@ -135,7 +135,7 @@ def _lines(found: Fit, question: Question) -> list[str]:
         rows = [row for row in rows if row[0] in ("weights", "overhead", "sum")]
     if question.facts and question.facts.bandwidth_bytes_per_second and made.has_cache:
         speed = question.facts.bandwidth_bytes_per_second / max(1, made.weights.active_bytes)
-        rows.append(("decode", f"{speed:.0f} tokens/s", "at most, one stream: bandwidth / bytes read for a token"))
+        rows.append(("decode", f"{speed:.0f} tokens/s", "about, one stream: bandwidth / bytes read for a token"))
     if made.has_cache and question.context is None and found.longest_context != found.context:
         rows.append(("longest", f"{found.longest_context:,} tokens", "the longest request that fits"))
     title = (

@@ -37,7 +37,6 @@ class Options:
     quantization: str | None = None
     image_side: int | None = None
     correction_bytes: int = 0
-    max_model_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def _cache(estimate: Estimate, context: int, pool: int) -> Iterator[str]:
         blocks = cache.blocks(pool)
         needed = cache.blocks_per_request(context)
         yield f"pool: {_gib(pool)} / {cache.bytes_per_block:,} B = {blocks:,} blocks (vLLM's null block among them)"
-        counts = " + ".join(f"{cache._group_blocks(group.spec, context)}" for group in cache.groups[:12])
+        counts = " + ".join(f"{cache.group_blocks(group.spec, context)}" for group in cache.groups[:12])
         yield (
             f"one request of {context:,} tokens: {counts}{' + …' if len(cache.groups) > 12 else ''} = "
             f"{needed:,} blocks = {_gib(cache.bytes_per_request(context))}"

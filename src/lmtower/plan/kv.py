@@ -92,9 +92,10 @@ class KvLayout:
 
     def blocks_per_request(self, length: int) -> int:
         """Blocks that a request of ``length`` tokens may hold at once, over all groups."""
-        return sum(self._group_blocks(group.spec, length) for group in self.groups)
+        return sum(self.group_blocks(group.spec, length) for group in self.groups)
 
-    def _group_blocks(self, spec: Spec, length: int) -> int:
+    def group_blocks(self, spec: Spec, length: int) -> int:
+        """Blocks that a request takes in one group."""
         options = self.options
         if spec.kind == "state":
             return self._state_blocks(length)

@@ -35,7 +35,6 @@ class Load:
     rules: Rules
     max_num_seqs: int
     max_num_batched_tokens: int
-    max_model_len: int = 0
     tensor_parallel: int = 1
     speculative_tokens: int = 0
     eager: bool = False

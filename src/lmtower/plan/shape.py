@@ -130,7 +130,6 @@ class ModelShape:
     """False: the architecture is not known; sizes come from the tensors."""
     per_layer_embedding: int = 0
     """Width of Gemma's per-layer input embeddings."""
-    source_fields: tuple[str, ...] = ()
 
     @property
     def is_hybrid(self) -> bool:

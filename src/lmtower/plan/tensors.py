@@ -168,10 +168,12 @@ def _experts(layer: Layer, mlp: Mlp, shape: ModelShape, build: Build, *, second:
     block = f"{_expert_block(shape.model_type)}.experts".removeprefix(".")
     names = _names(layer, block, *(f"{block}.0.{name}" for name in ("up_proj", "gate_proj", "w1")))
     form = build.layout.of(names, expert=True)
-    width, active = mlp.latent or hidden, mlp.top_k / mlp.experts
-    inner = cdiv(mlp.intermediate, tp)
+    width, inner = mlp.latent or hidden, cdiv(mlp.intermediate, tp)
+    active = mlp.top_k / mlp.experts
     if form is MXFP4:
+        true = width * inner
         width, inner = (cdiv(size, pad) * pad for size, pad in zip((width, inner), build.expert_padding, strict=True))
+        active *= true / (width * inner)
     yield from _matrix("experts", form, inner * (2 if mlp.gated else 1), width, mlp.experts, active)
     yield from _matrix("experts", form, width, inner, mlp.experts, active)
     if mlp.bias:

@@ -49,7 +49,6 @@ class Overhead:
     host_bytes: int = 0
     """Python on the CPU side; counts only on unified memory."""
     encoder_bytes: int = 0
-    state_bytes: int = 0
     correction_bytes: int = 0
     """Added or taken off by an observation of a real start."""
     margin_bytes: int = 0
@@ -64,7 +63,6 @@ class Overhead:
             self.context_bytes,
             self.host_bytes,
             self.encoder_bytes,
-            self.state_bytes,
             self.correction_bytes,
             self.margin_bytes,
         )
@@ -117,7 +115,7 @@ class EnginePlan:
     active_bytes: int = 0
     """Bytes read for one decoded token: what bounds decode speed."""
     decode_tokens_per_second: float = 0.0
-    """Upper bound: bandwidth / active bytes. 0: bandwidth unknown."""
+    """Rule of thumb for one stream: bandwidth / active bytes. 0: bandwidth unknown."""
     uncertainty: float = 0.0
     """Relative uncertainty of ``weights_bytes``; more than 0 when the layout is not declared."""
     pooling: bool = False
