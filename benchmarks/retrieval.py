@@ -32,7 +32,7 @@ FOLDER = WORK / "retrieval"
 EMBED_PORT, STORE_PORT = 19300, 19301
 NEIGHBOURS = ("chromadb==1.5.9", "qdrant-client==1.20.0", "numpy")
 FUNCTIONS = 9_500
-TUNED, ASKED = 200, 300
+TUNED, ASKED = 150, 300
 WEIGHTS = (0.1, 0.2, 0.5, 1.0)
 TOWER = """\
 engines:

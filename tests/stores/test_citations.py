@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from openai.types.chat.chat_completion_message import Annotation
-from openai.types.responses import ResponseFileSearchToolCall
-from openai.types.responses.response_output_text import AnnotationFileCitation
-
 from lmtower.stores import citations
 
 
@@ -43,24 +39,3 @@ def test_a_document_cannot_close_its_own_quotation() -> None:
 def test_nothing_found_says_so() -> None:
     """Without hits the model is told to say that there was nothing."""
     assert citations.passages([]) == citations.NOTHING_FOUND
-
-
-def test_marks_become_annotations_of_both_protocols() -> None:
-    """[1] and [1, 2] become citations at their places; numbers without a passage do not."""
-    answer = "Alpha is first [1]. Both [1, 2]. Wrong [7]."
-    responses = citations.responses_annotations(answer, HITS)
-    assert [(one["index"], one["filename"]) for one in responses] == [(18, "a.pdf"), (31, "a.pdf"), (31, "b.md")]
-    assert all(AnnotationFileCitation.model_validate(one) for one in responses)
-    chat = citations.chat_annotations(answer, HITS)
-    assert all(Annotation.model_validate(one) for one in chat)
-    place = chat[0]["url_citation"]
-    assert answer[place["start_index"] : place["end_index"]] == "[1]"
-
-
-def test_search_call_carries_results_only_when_asked_for() -> None:
-    """The output item is OpenAI's, with results when the request includes them."""
-    bare = citations.search_call("fs_1", ["q"], HITS, include=False)
-    full = citations.search_call("fs_1", ["q"], HITS, include=True)
-    assert bare["results"] is None
-    parsed = ResponseFileSearchToolCall.model_validate(full)
-    assert [one.text for one in parsed.results or []] == ["Alpha.", "Beta."]

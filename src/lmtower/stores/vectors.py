@@ -71,6 +71,29 @@ def table_name(store_id: str, generation: int) -> str:
     return f"{store_id}_{generation}"
 
 
+class Seen:
+    """Which texts a table may have, in 8 bytes a chunk: most of an upload is new and needs no look at the disk."""
+
+    def __init__(self, hashes: Iterable[str]) -> None:
+        self._old = np.sort(np.fromiter(map(_prefix, hashes), dtype=np.uint64))
+        self._new: set[int] = set()
+
+    def add(self, hashes: Iterable[str]) -> None:
+        self._new.update(map(_prefix, hashes))
+        if len(self._new) > 65_536:
+            self._old = np.union1d(self._old, np.fromiter(self._new, dtype=np.uint64))
+            self._new = set()
+
+    def __contains__(self, digest: str) -> bool:
+        prefix = _prefix(digest)
+        place = int(np.searchsorted(self._old, np.uint64(prefix)))
+        return prefix in self._new or (place < len(self._old) and int(self._old[place]) == prefix)
+
+
+def _prefix(digest: str) -> int:
+    return int(digest[:16], 16)
+
+
 class Vectors:
     """All tables at one place. Safe to use from several threads; one writer at a time per table."""
 
@@ -79,6 +102,7 @@ class Vectors:
         interval = timedelta(seconds=5) if "://" in uri else None
         self._database = lancedb.connect(uri, read_consistency_interval=interval)
         self._tables: dict[str, lancedb.table.Table] = {}
+        self._seen: dict[str, Seen] = {}
         self._samples: dict[str, tuple[int, Floats]] = {}
         self._lock = threading.Lock()
 
@@ -92,6 +116,9 @@ class Vectors:
             self._tables[name].create_index("text", config=FTS(with_position=False))
         else:
             table.add(data)
+        with self._lock:
+            if name in self._seen:
+                self._seen[name].add(row.hash for row in rows)
 
     def delete(self, name: str, entries: Iterable[int]) -> None:
         table = self._open(name)
@@ -102,6 +129,7 @@ class Vectors:
         with self._lock:
             self._tables.pop(name, None)
             self._samples.pop(name, None)
+            self._seen.pop(name, None)
             try:
                 self._database.drop_table(name)
             except (FileNotFoundError, ValueError):
@@ -114,11 +142,20 @@ class Vectors:
     def known(self, name: str, hashes: Sequence[str]) -> dict[str, bytes]:
         """Vectors of texts that this table has already, by the hash of the text."""
         table = self._open(name)
-        if table is None or not hashes:
+        if table is None:
+            return {}
+        hashes = [digest for digest in hashes if digest in self._seen_in(name, table)]
+        if not hashes:
             return {}
         where = "hash IN ({})".format(", ".join(f"'{value}'" for value in hashes))
         found = table.search().where(where).select(["hash", "vector"]).limit(None).to_arrow()
         return dict(zip(found["hash"].to_pylist(), map(bytes, _matrix(found)), strict=True))
+
+    def _seen_in(self, name: str, table: lancedb.table.Table) -> Seen:
+        with self._lock:
+            if name not in self._seen:
+                self._seen[name] = Seen(table.search().select(["hash"]).limit(None).to_arrow()["hash"].to_pylist())
+            return self._seen[name]
 
     def texts(self, name: str, entry: int) -> list[str]:
         """The chunks of one file in their order, without their heading paths."""
