@@ -10,6 +10,7 @@ from lmtower.gateway.snapshot import Snapshot
 from lmtower.ledger import Client, Reservation, UsageRecord
 from lmtower.ledger.types import Outcome
 from lmtower.personas import CompiledPersona
+from lmtower.telemetry.tracing import Trace
 from lmtower.wire.faults import Dialect
 from lmtower.wire.reply import Reply
 
@@ -48,6 +49,7 @@ class Flow:
         "stream",
         "time",
         "tool_calls",
+        "trace",
     )
 
     def __init__(
@@ -87,6 +89,7 @@ class Flow:
         self.on_done: Callable[[Flow], None] | None = None
         self.tool_calls = [0, 0, 0, 0]
         """valid, repaired, retried, rejected"""
+        self.trace: Trace | None = None
 
     def done(self) -> None:
         """Write the usage record, once. Called before the last bytes go out, so that an answer that a client has in

@@ -65,7 +65,7 @@ COST = _request("cost", "Spend by the persona's price table, in its currency.")
 
 QUEUE = _latency("queue", "Time from arrival to admission.", QUEUE_BUCKETS)
 TTFT = _latency("ttft", "Time from arrival to the first token.", TTFT_BUCKETS)
-INTER_TOKEN = _latency("inter_token", "Time between two chunks of a stream.", INTER_TOKEN_BUCKETS)
+INTER_TOKEN = _latency("inter_token", "Mean time between two tokens of a streamed answer.", INTER_TOKEN_BUCKETS)
 DURATION = _latency("request", "Time from arrival to the last byte.", DURATION_BUCKETS)
 TTFT_BY_CACHE = _latency(
     "ttft_by_cache",

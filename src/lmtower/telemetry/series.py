@@ -138,7 +138,7 @@ class Series:
         self.duration_last: list[Finished | None] = [None] * len(self.duration)
 
     def inter_token(self, seconds: float) -> None:
-        """Count the pause before one chunk of a stream."""
+        """Count one stream by the mean pause between its tokens (or single pauses, as the caller likes)."""
         self.inter_token_counts[bisect_left(INTER_TOKEN_BUCKETS, seconds)] += 1
         self.inter_token_sum += seconds
 

@@ -150,7 +150,7 @@ _LATENCY = Row(
         ),
         Panel(
             "Inter-token latency",
-            "Pause between two chunks of a stream. 0.05 s is 20 tokens per second.",
+            "Mean pause between two tokens of a stream. 0.05 s is 20 tokens per second.",
             (
                 Query(quantile(0.5, "lmtower_inter_token_seconds", P), "p50"),
                 Query(quantile(0.95, "lmtower_inter_token_seconds", P), "p95"),
