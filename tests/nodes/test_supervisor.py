@@ -92,6 +92,38 @@ async def test_crash_is_followed_by_a_restart(driver: ProcessDriver, fake_spec: 
     await supervisor.close()
 
 
+async def test_engine_that_came_back_is_warmed_up_again(driver: ProcessDriver, fake_spec: Make) -> None:
+    """Its caches are cold after a crash; a deliberate start is warmed up by whoever asked for it."""
+    warmed = asyncio.Event()
+
+    async def warm(spec: LaunchSpec) -> None:
+        warmed.set()
+
+    supervisor = Supervisor({"local": driver}, watch_seconds=0.05, start_timeout_seconds=10, on_return=warm)
+    spec = fake_spec()
+    await supervisor.launch(spec)
+    assert not warmed.is_set()
+    await request(spec.url, "/die")
+    async with asyncio.timeout(10):
+        await warmed.wait()
+    await supervisor.close()
+
+
+async def test_replacement_is_not_taken_for_a_crash(driver: ProcessDriver, fake_spec: Make) -> None:
+    """Draining and launching again while the watch looks leaves the new engine, once."""
+    supervisor = Supervisor({"local": driver}, watch_seconds=0.001, start_timeout_seconds=10)
+    await supervisor.launch(fake_spec())
+    await supervisor.drain("local", "lmtower-one")
+    await asyncio.sleep(0.05)
+    changed = fake_spec("one", env={"CHANGED": "1"})
+    await supervisor.launch(changed)
+    await asyncio.sleep(0.05)
+    (found,) = await driver.observe()
+    assert found.spec_hash == changed.spec_hash
+    assert supervisor.statuses()[0].restarts == 0
+    await supervisor.close()
+
+
 async def test_another_engine_survives_a_crash(driver: ProcessDriver, fake_spec: Make, another_port: int) -> None:
     """One engine's end does not touch its neighbour."""
     changes = Changes()

@@ -14,6 +14,7 @@ from lmtower.recipes import find
 
 if TYPE_CHECKING:
     from lmtower.cli.desired import Desired
+    from lmtower.engines import LaunchSpec
     from lmtower.nodes.apply import Event, Outcome
     from lmtower.nodes.diff import Step
     from lmtower.nodes.drivers import Driver
@@ -70,6 +71,15 @@ class Fleet:
         for spec in self._read().specs:
             if spec.node in unreachable:
                 self._supervisor.adopt(spec, "starting")
+
+    async def warm(self, spec: LaunchSpec) -> None:
+        """Send the warm-up requests of an engine that came back by itself."""
+        from lmtower.cli.desired import needs_of
+        from lmtower.nodes.warmup import warm_up
+
+        need = needs_of(self._read()).get(spec.engine)
+        if need is not None and spec.role != "worker":
+            await warm_up(spec, need.warm_requests)
 
     async def start(self, engine: str) -> None:
         """Start the copies of one engine that do not run as the file says. Raises EngineError."""

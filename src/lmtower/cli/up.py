@@ -36,8 +36,9 @@ def up(
     from lmtower.cli.desired import desired_of, engine_key
     from lmtower.cli.detached import start_detached
     from lmtower.cli.logs_setup import configure_logs
+    from lmtower.cli.planned import PlannedServing
     from lmtower.cli.running import change_running_tower, running_tower
-    from lmtower.cli.serving import Serving, run, with_port
+    from lmtower.cli.serving import run, with_port
 
     options: Globals = ctx.obj
     loaded = options.load()
@@ -50,7 +51,7 @@ def up(
         return start_detached(options, port, yes=yes)
     configure_logs(as_json=options.json)
     wanted = desired_of(options, loaded)
-    serving = Serving(options, overrides, dict(wanted.rows), engine_key(options.data_dir))
+    serving = PlannedServing(options, overrides, dict(wanted.rows), engine_key(options.data_dir))
     run(lambda: _up(serving, loaded, yes=yes))
     return 0
 
@@ -125,8 +126,9 @@ def make_fleet(options: Globals, loaded: Loaded) -> Fleet:
     from lmtower.nodes.supervisor import Supervisor
 
     drivers = drivers_of(options, loaded.tower)
-    supervisor = Supervisor(drivers, on_change=tell)
-    return Fleet(lambda: desired_of(options, options.load()), drivers, supervisor, Printer())
+    supervisor = Supervisor(drivers, on_change=tell, on_return=lambda spec: fleet.warm(spec))
+    fleet = Fleet(lambda: desired_of(options, options.load()), drivers, supervisor, Printer())
+    return fleet
 
 
 def confirm(steps: tuple[Step, ...], *, yes: bool) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -47,19 +47,26 @@ class EngineStatus:
 
 
 class Supervisor:
-    """Engines of one tower, keyed by node and name. ``on_change`` is called with each new status, in the loop."""
+    """Engines of one tower, keyed by node and name.
+
+    ``on_change`` is called with each new status, in the loop. ``on_return`` is awaited on the side when an engine
+    came back by itself: its caches are cold, so that is where it is warmed up again.
+    """
 
     def __init__(
         self,
         drivers: Mapping[str, Driver],
         *,
         on_change: Callable[[EngineStatus], None] | None = None,
+        on_return: Callable[[LaunchSpec], Awaitable[object]] | None = None,
         watch_seconds: float = 1.0,
         start_timeout_seconds: float = 1800.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._drivers = drivers
         self._on_change = on_change
+        self._on_return = on_return
+        self._returns: set[asyncio.Task[object]] = set()
         self._watch_seconds = watch_seconds
         self._start_timeout = start_timeout_seconds
         self._clock = clock
@@ -131,6 +138,9 @@ class Supervisor:
             self._watch = None
         for key in list(self._restarts):
             await self._cancel_restart(key)
+        for task in self._returns:
+            task.cancel()
+        await asyncio.gather(*self._returns, return_exceptions=True)
         await asyncio.gather(*(driver.close() for driver in self._drivers.values()))
 
     async def _start(self, spec: LaunchSpec) -> None:
@@ -208,6 +218,8 @@ class Supervisor:
             self._crashed(key, spec, str(recognise(log, code, port=spec.port, engine=spec.engine)))
         elif spec.health_path is None or await healthy(spec.url, spec.health_path, spec.api_key):
             self._silent.pop(key, None)
+            if status.state == "starting":
+                self._came_back(spec)
             if status.state != "ready" or status.detail:
                 self._set(spec, "ready")
             elif self._clock() - status.since > _QUIET_SECONDS:
@@ -234,7 +246,14 @@ class Supervisor:
                 pause = min(_LONGEST_PAUSE_SECONDS, max(1.0, pause * 2))
                 continue
             del self._restarts[key]
+            self._came_back(spec)
             return
+
+    def _came_back(self, spec: LaunchSpec) -> None:
+        if self._on_return is not None:
+            task = asyncio.ensure_future(self._on_return(spec))
+            self._returns.add(task)
+            task.add_done_callback(self._returns.discard)
 
     async def _cancel_restart(self, key: tuple[str, str]) -> None:
         task = self._restarts.pop(key, None)

@@ -1,0 +1,24 @@
+"""Serving on planned engines: a reload plans again, so that the gateway knows how the engines really run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lmtower.cli.desired import desired_of
+from lmtower.cli.serving import Serving
+
+if TYPE_CHECKING:
+    from lmtower.config import Loaded
+    from lmtower.gateway import Configuration
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedServing(Serving):
+    """``lmtower up``: lengths and slots come from the plan of the file as it is now."""
+
+    def configuration(self, loaded: Loaded | None = None) -> Configuration:
+        """As ``Serving``; raises PlanError too, and the old configuration then serves on."""
+        loaded = loaded or self.options.load(self.overrides)
+        planned = replace(self, plans=dict(desired_of(self.options, loaded).rows))
+        return Serving.configuration(planned, loaded)
