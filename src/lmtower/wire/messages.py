@@ -152,6 +152,8 @@ class MessagesReply(Reply):
 
     def relay(self, run: bytes) -> bytes:
         """Text goes out as it came; the few events around it are put right one by one."""
+        if self.complete:
+            return b""  # nothing may follow the end
         if not _needs_care(run):
             self.events += run.count(b"content_block_delta\n")
             return run

@@ -133,6 +133,8 @@ class ResponsesReply(Reply):
 
     def relay(self, run: bytes) -> bytes:
         """Deltas go out as they came; events that carry a response are put right one by one."""
+        if self.complete:
+            return b""  # nothing may follow the end
         if not _needs_care(run):
             numbers = _NUMBER.findall(run)
             if len(numbers) == run.count(b"\n\n"):
