@@ -19,6 +19,7 @@ from lmtower.errors import LedgerError
 from lmtower.gateway import Configuration, Gateway, serve, tune_allocator
 from lmtower.ledger import Ledger
 from lmtower.plan.types import EnginePlan
+from lmtower.stores import launch as stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,30 @@ async def serve_until_stopped(
         control=control,
         version=__version__,
     )
-    await serve(gateway, lambda listen, admin: on_started(Started(loaded, listen, admin, first_key)))
+    service: list[asyncio.Task[None]] = []
+
+    def started(listen: tuple[str, int], admin: tuple[str, int]) -> None:
+        on_started(Started(loaded, listen, admin, first_key))
+        if stores.wanted(loaded.tower):
+            service.append(asyncio.create_task(_serve_stores(ledger, serving, loaded, listen)))
+
+    try:
+        await serve(gateway, started)
+    finally:
+        for task in service:
+            task.cancel()
+        await asyncio.gather(*service, return_exceptions=True)
+
+
+async def _serve_stores(ledger: Ledger, serving: Serving, loaded: Loaded, listen: tuple[str, int]) -> None:
+    from lmtower.cli.store_service import StoreService, store_key
+
+    data_dir = serving.options.data_dir.absolute()
+    host = "127.0.0.1" if listen[0] in ("0.0.0.0", "::") else listen[0]
+    scheme = "https" if loaded.tower.gateway.tls is not None else "http"
+    key = await asyncio.to_thread(store_key, ledger, data_dir)
+    argv = stores.command(loaded.path.absolute(), data_dir, f"{scheme}://{host}:{listen[1]}")
+    await StoreService(argv, key, data_dir / "logs" / "stores.log").run()
 
 
 def admin_key(data_dir: Path) -> str:

@@ -20,9 +20,10 @@ from lmtower.cli.globals import Globals
 from lmtower.cli.output import print_json
 from lmtower.config import parse_listen
 from lmtower.errors import Refused, StoreError
-from lmtower.stores import citations, internal
-from lmtower.stores.client import StoreClient
+from lmtower.stores import citations
+from lmtower.stores.client import StoreClient, verified
 from lmtower.stores.folder import Difference, Local, compare, files_under, local
+from lmtower.wire import citing
 
 Json = dict[str, Any]
 OPERATOR = "lmtower:operator"
@@ -160,13 +161,13 @@ def answer(
             print(f"Nothing about this was found in store {store!r}.")
         return
     base = (url or _url(options.load().tower.gateway.listen)).rstrip("/").removesuffix("/v1")
-    token = key or internal.read_or_create(options.data_dir)
+    token = key or _own_key(options)
     text = ""
     for piece in _stream(base, token, persona, f"{citations.passages(shown)}\n\nQuestion: {question}"):
         text += piece
         if not options.json:
             print(piece, end="", flush=True)
-    cited = sorted({hit for hit, _, _ in citations.marks(text, shown)})
+    cited = sorted({hit for hit, _, _ in citing.marks(text, shown)})
     if options.json:
         print_json({"answer": text, "citations": [shown[hit] | {"number": hit + 1} for hit in cited]})
         return
@@ -175,12 +176,20 @@ def answer(
         print(f"[{hit + 1}] {citations.source(shown[hit])}")
 
 
+def _own_key(options: Globals) -> str:
+    """The key that the tower made for its store service, when the person has none at hand."""
+    path = options.data_dir / "stores.key"
+    if not path.exists():
+        raise Refused("ask needs a client key: --key, or LMTOWER_KEY.")
+    return path.read_text().strip()
+
+
 def _stream(base: str, token: str, persona: str, prompt: str) -> Iterator[str]:
     body = {"model": persona, "stream": True, "messages": [{"role": "user", "content": prompt}]}
     headers = {"authorization": f"Bearer {token}"}
     try:
         with (
-            httpx.Client(timeout=httpx.Timeout(1200, connect=5), trust_env=False) as client,
+            httpx.Client(timeout=httpx.Timeout(1200, connect=5), trust_env=False, verify=verified(base)) as client,
             client.stream("POST", f"{base}/v1/chat/completions", json=body, headers=headers) as response,
         ):
             if not response.is_success:

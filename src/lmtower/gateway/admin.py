@@ -118,7 +118,7 @@ class Admin:
         return {"status": "ok"}
 
     async def _status(self, request: Request) -> Any:
-        return status(self._gateway)
+        return {**status(self._gateway), "supervised": self._control is not None}
 
     async def _reload(self, request: Request) -> Any:
         self._gateway.reload()

@@ -23,6 +23,7 @@ from lmtower.gateway.admin import Admin, EngineControl
 from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.handler import Handler
+from lmtower.gateway.knowledge import Knowledge
 from lmtower.gateway.relay import Watch
 from lmtower.gateway.server import Server
 from lmtower.gateway.snapshot import Snapshot
@@ -33,6 +34,7 @@ from lmtower.logs import get_logger
 from lmtower.telemetry.families import RELOADS
 from lmtower.telemetry.lag import LoopLag
 from lmtower.telemetry.metrics import Metrics
+from lmtower.telemetry.tracing import Tracer
 
 log = get_logger(__name__)
 RECENT = 500
@@ -79,7 +81,12 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self.snapshot: Snapshot = self._build(1, configuration, {})
         dispatcher = Dispatcher(self.watch, self.metrics, self.clock)
-        self.handler = Handler(lambda: self.snapshot, ledger, self.metrics, dispatcher, self.clock, self.recent.append)
+        self.knowledge = Knowledge(configuration.tower.stores.listen, data_dir)
+        self.handler = Handler(
+            lambda: self.snapshot, ledger, self.metrics, dispatcher, self.knowledge, self.clock, self.recent.append
+        )
+        if configuration.tower.observability.tracing is not None:
+            self.handler.tracer = Tracer.to(configuration.tower.observability.tracing, version)
         settings = configuration.tower.gateway
         self.server = Server(self.handler, routes.dialect_of, max_body=settings.max_body)
         self.admin = Admin(self, admin_key, control)
@@ -108,10 +115,13 @@ class Gateway:
         self.draining = self.handler.draining = True
         await self.server.close(self.snapshot.tower.gateway.shutdown_grace)
         await self.admin_server.close(0.5)
+        if self.handler.tracer is not None:
+            await asyncio.to_thread(self.handler.tracer.close)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.lag.stop()
+        self.knowledge.close()
         for engine in self.snapshot.engines.values():
             engine.close()
         await self.ledger.close()

@@ -15,6 +15,7 @@ from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.exchange import JSON, Exchange, Header
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.intake import Intake
+from lmtower.gateway.knowledge import Knowledge
 from lmtower.gateway.newest import Newest
 from lmtower.gateway.quota import Quota
 from lmtower.gateway.routes import Route
@@ -25,6 +26,7 @@ from lmtower.logs import get_logger
 from lmtower.personas import PREPARERS, CompiledPersona, prepare
 from lmtower.telemetry.families import AUTH_FAILURES
 from lmtower.telemetry.metrics import Metrics
+from lmtower.telemetry.tracing import Tracer, begin
 from lmtower.wire import faults, models
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Dialect, Fault
@@ -41,6 +43,7 @@ class Handler:
         ledger: Ledger,
         metrics: Metrics,
         dispatcher: Dispatcher,
+        knowledge: Knowledge,
         clock: Callable[[], float],
         on_record: Callable[[UsageRecord], None],
     ) -> None:
@@ -48,10 +51,12 @@ class Handler:
         self.ledger = ledger
         self.metrics = metrics
         self.dispatcher = dispatcher
+        self.knowledge = knowledge
         self.quota = Quota(ledger, metrics)
         self.intake = Intake(metrics)
         self.newest = Newest()
         self.draining = False
+        self.tracer: Tracer | None = None
         self._clock = clock
         self._on_record = on_record
         self._prefix = "req_" + secrets.token_hex(6)
@@ -73,6 +78,9 @@ class Handler:
                 raise Fault(405, "method_not_allowed", f"Use {' or '.join(route.methods)}.", headers=(allow,))
             elif route.kind == "model":
                 await self._model(exchange, route, tail, request_id)
+            elif route.kind == "stores":
+                headers = [(b"x-request-id", request_id.encode()), *self._cors(exchange)]
+                await self.knowledge.forward(exchange, self.client(request.headers), tail, headers)
             else:
                 self._side(exchange, route, tail, request_id)
         except Fault as fault:
@@ -92,6 +100,8 @@ class Handler:
     async def _model(self, exchange: Exchange, route: Route, deployment: str, request_id: str) -> None:
         flow = Flow(exchange, self.snapshot(), route.protocol, route.dialect, request_id)
         flow.time = time.time()
+        if self.tracer is not None:
+            flow.trace = begin(exchange.request.headers)
         flow.headers += self._cors(exchange)
         flow.on_done = self._record
         try:
@@ -127,12 +137,14 @@ class Handler:
         if route.protocol not in PREPARERS:
             raise Fault(501, "not_supported", f"{request.path} is not supported by this tower.", should_retry=False)
         rules = await self.intake.take(flow, top, persona)
+        found = await self.knowledge.search(flow, top, persona)
         prepared = prepare(route.protocol, top, persona, flow.asked, flow.request_id)
         if prepared.local is not None:
             headers = [JSON, (b"x-request-id", flow.request_id.encode())]
             flow.exchange.respond(200, headers, prepared.local)
             return
         self.intake.guard(flow, prepared, rules)
+        prepared.reply = self.knowledge.cite(prepared.reply, found)
         flow.engine = flow.snapshot.engines[persona.engine]
         flow.reply = prepared.reply
         flow.stream = prepared.stream
@@ -180,6 +192,8 @@ class Handler:
             series = self.metrics.series(record.persona, record.client, record.engine, record.lane)
             series.inter_token((flow.last_at - flow.first_at) / (record.output_tokens - 1))
         self._on_record(record)
+        if self.tracer is not None and flow.trace is not None:
+            self.tracer.end(flow.trace, record)
 
     # -- everything else -------------------------------------------------------------------------------------
 

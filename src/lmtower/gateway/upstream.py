@@ -246,13 +246,15 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Connections to one replica."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, *, content_type: str | None = "application/json") -> None:
         parts = urlsplit(url)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or (443 if self._tls else 80)
         self._path = parts.path.rstrip("/")
-        self._common = f"host: {parts.netloc.rpartition('@')[2]}\r\ncontent-type: application/json\r\n".encode()
+        self._common = f"host: {parts.netloc.rpartition('@')[2]}\r\n".encode()
+        if content_type:
+            self._common += f"content-type: {content_type}\r\n".encode()
         if api_key:
             self._common += f"authorization: Bearer {api_key}\r\n".encode()
         self._idle: deque[Connection] = deque()
