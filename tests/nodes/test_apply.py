@@ -163,6 +163,24 @@ async def test_warm_up_is_sent_before_the_engine_counts_as_started(
     await supervisor.close()
 
 
+async def test_engine_that_compiles_nothing_serves_at_once() -> None:
+    """Its prefixes are sent on the side: a laptop answers within seconds."""
+    stage = Stage(needs={"small": Need(warm_later=True, warm_requests=(WarmRequest("prefix", "/x", {}),))})
+    warmed: list[str] = []
+
+    async def warm(spec: LaunchSpec) -> None:
+        warmed.append(spec.engine)
+
+    supervisor = Supervisor(stage.drivers, watch_seconds=3600, on_return=warm)
+    stage.apply._supervisor = supervisor
+    await stage.apply.run(diff([spec_of("small")], ()))
+    assert not any(event.phase == "warm-up" for event in stage.events)
+    await asyncio.sleep(0)
+    assert warmed == ["small"]
+    await supervisor.close()
+    await stage.supervisor.close()
+
+
 async def test_two_starts_on_one_node_never_overlap() -> None:
     """The lock of a node holds for the admin API and the watch as well."""
     stage = Stage()

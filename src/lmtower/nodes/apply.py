@@ -33,6 +33,8 @@ class Need:
     memory_bytes: int = 0
     reserve_bytes: int = 0
     warm_requests: tuple[WarmRequest, ...] = ()
+    warm_later: bool = False
+    """Nothing is compiled there: serve at once, and send the prefixes meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,9 @@ class Apply:
         with self._phase(step, "load"):
             await self._supervisor.launch(spec)
         await self._compare_memory(step, need, before)
-        if need.warm_requests and spec.role != "worker":
+        if need.warm_later:
+            self._supervisor.warm_later(spec)
+        elif need.warm_requests and spec.role != "worker":
             with self._phase(step, "warm-up"):
                 done = await warm_up(
                     spec,

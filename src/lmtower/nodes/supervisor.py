@@ -129,6 +129,13 @@ class Supervisor:
             parts.append(await self._drivers[spec.node].logs(spec.name, lines))
         return "\n".join(parts)
 
+    def warm_later(self, spec: LaunchSpec) -> None:
+        """Warm an engine up on the side, while it serves already."""
+        if self._on_return is not None:
+            task = asyncio.ensure_future(self._on_return(spec))
+            self._returns.add(task)
+            task.add_done_callback(self._returns.discard)
+
     async def close(self) -> None:
         """Stop watching and let go of the drivers: child processes end, containers stay."""
         if self._watch is not None:
@@ -219,7 +226,7 @@ class Supervisor:
         elif spec.health_path is None or await healthy(spec.url, spec.health_path, spec.api_key):
             self._silent.pop(key, None)
             if status.state == "starting":
-                self._came_back(spec)
+                self.warm_later(spec)
             if status.state != "ready" or status.detail:
                 self._set(spec, "ready")
             elif self._clock() - status.since > _QUIET_SECONDS:
@@ -246,14 +253,8 @@ class Supervisor:
                 pause = min(_LONGEST_PAUSE_SECONDS, max(1.0, pause * 2))
                 continue
             del self._restarts[key]
-            self._came_back(spec)
+            self.warm_later(spec)
             return
-
-    def _came_back(self, spec: LaunchSpec) -> None:
-        if self._on_return is not None:
-            task = asyncio.ensure_future(self._on_return(spec))
-            self._returns.add(task)
-            task.add_done_callback(self._returns.discard)
 
     async def _cancel_restart(self, key: tuple[str, str]) -> None:
         task = self._restarts.pop(key, None)
