@@ -115,12 +115,12 @@ def _opened(value: object, tool: Tool | None) -> object:
 
 
 def _mend(text: str, tool: Tool | None, *, cut: bool) -> object:
-    value = repair_json(text, return_objects=True, skip_json_loads=True)
-    if (
-        not isinstance(value, dict | list)
-        or not value
-        or _letters(text) != _letters(msgspec.json.encode(value).decode())
-    ):
+    try:
+        value = repair_json(text, return_objects=True, skip_json_loads=True)
+        spelled = msgspec.json.encode(value).decode()
+    except (RecursionError, UnicodeEncodeError):  # nested beyond reason; half a surrogate pair
+        return _MISSING
+    if not isinstance(value, dict | list) or not value or _letters(text) != _letters(spelled):
         return _MISSING
     # json_repair puts "" where a value is missing; that is an invention
     if len(_EMPTY.findall(text)) < _count_empty(value):
