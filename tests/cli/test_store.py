@@ -17,7 +17,7 @@ Lmtower = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def front(running: Running) -> Iterator[Front]:  # noqa: F811
-    front = Front(running.url, SECRET, {"sk-lmt-ada": "ada", SECRET: "internal"}, "Whales sing [1]. So it is.")
+    front = Front(running.url, SECRET, {"sk-lmt-ada": "ada", "sk-lmt-stores": "stores"}, "Whales sing [1]. So it is.")
     yield front
     front.stop()
 
@@ -26,6 +26,7 @@ def front(running: Running) -> Iterator[Front]:  # noqa: F811
 def lmtower(front: Front, running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Lmtower:  # noqa: F811
     """Run a command on a tower whose store service and gateway are the fixtures."""
     (tmp_path / "internal.key").write_text(SECRET + "\n")
+    (tmp_path / "stores.key").write_text("sk-lmt-stores\n")
     listen, stores = front.url.removeprefix("http://"), running.url.removeprefix("http://")
     (tmp_path / "tower.yaml").write_text(
         f"gateway: {{listen: '{listen}'}}\nstores: {{listen: '{stores}'}}\n"

@@ -110,6 +110,15 @@ class EmbeddingGateway:
                 self.end_headers()
                 self.wfile.write(data)
 
+            def do_GET(self) -> None:
+                """Health and models, for a gateway that looks before it asks."""
+                data = json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode()
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
             def log_message(self, *_: object) -> None:
                 """Quiet."""
 

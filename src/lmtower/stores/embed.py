@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 
 from lmtower.errors import StoreError
+from lmtower.stores.client import verified
 from lmtower.stores.launch import Personas
 from lmtower.stores.vectors import Floats
 
@@ -36,7 +37,12 @@ class Embedder:
         headers = {"authorization": f"Bearer {key}", "user-agent": "lmtower-stores"}
         # the gateway is this machine: a proxy of the environment is not on the way
         self._client = httpx.Client(
-            base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5), trust_env=False, transport=transport
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(600, connect=5),
+            trust_env=False,
+            transport=transport,
+            verify=verified(url),
         )
 
     def close(self) -> None:
