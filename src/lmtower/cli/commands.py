@@ -47,6 +47,7 @@ COMMANDS: dict[str, Verb] = {
     "import": Verb(
         "lmtower.cli.import_:app", "Read the configuration of another gateway (litellm).", "Files and friends"
     ),
+    "console": Verb("lmtower.cli.console:console", "The web console, a process of its own.", "Tower"),
     "top": Verb("lmtower.cli.top:top", "The running tower, live: engines, personas, queues, memory.", "Tower"),
 }
 
