@@ -20,10 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfRq
 from lancedb.query import LanceVectorQueryBuilder
+from lancedb.table import LanceTable
 
 EXACT_ROWS = 20_000
+# recall@10 at 1,000,000 × 768: 0.87 with 24 probes, 0.93 with 60, 0.96 with 100, 0.97 with 160; time hardly differs
 PROBES = 24
-REFINED_ROWS = 50
+PROBED_SHARE = 8
+REFINED_ROWS = 100
 TRAINING_ROUNDS = 20
 TRAINING_SAMPLE = 128
 SAMPLE_ROWS = 256
@@ -102,6 +105,7 @@ class Vectors:
         interval = timedelta(seconds=5) if "://" in uri else None
         self._database = lancedb.connect(uri, read_consistency_interval=interval)
         self._tables: dict[str, lancedb.table.Table] = {}
+        self._rows: dict[str, int] = {}
         self._seen: dict[str, Seen] = {}
         self._samples: dict[str, tuple[int, Floats]] = {}
         self._lock = threading.Lock()
@@ -113,10 +117,12 @@ class Vectors:
         if table is None:
             with self._lock:
                 self._tables[name] = self._database.create_table(name, data)
+                self._rows[name] = 0
             self._tables[name].create_index("text", config=FTS(with_position=False))
         else:
             table.add(data)
         with self._lock:
+            self._rows[name] += len(rows)
             if name in self._seen:
                 self._seen[name].add(row.hash for row in rows)
 
@@ -192,7 +198,7 @@ class Vectors:
         assert isinstance(search, LanceVectorQueryBuilder)
         search = (
             search.distance_type("cosine")
-            .nprobes(PROBES)
+            .nprobes(self._probes(name))
             .refine_factor(max(2, REFINED_ROWS // limit))
             .limit(limit)
             .select([*_COLUMNS, "_distance"])
@@ -240,15 +246,29 @@ class Vectors:
                 )
                 table.create_index("vector", config=config, replace=True)
         table.optimize(cleanup_older_than=timedelta(minutes=10))
+        _warm(table)
 
     def _open(self, name: str) -> lancedb.table.Table | None:
         with self._lock:
             if name not in self._tables:
                 try:
-                    self._tables[name] = self._database.open_table(name)
+                    table = self._tables[name] = self._database.open_table(name)
                 except (FileNotFoundError, ValueError):
                     return None
+                self._rows[name] = table.count_rows()
+                _warm(table)
             return self._tables[name]
+
+    def _probes(self, name: str) -> int:
+        """Partitions to look into. There are as many as the root of the rows; an eighth of them is enough."""
+        partitions: float = self._rows[name] ** 0.5
+        return max(PROBES, round(partitions) // PROBED_SHARE)
+
+
+def _warm(table: lancedb.table.Table) -> None:
+    """Read the codes of all partitions now (a hundredth of the vectors), not one by one at the first searches."""
+    if isinstance(table, LanceTable) and any(index.name == "vector_idx" for index in table.list_indices()):
+        table.prewarm_index("vector_idx")
 
 
 def _rows_at_training(stats: object) -> int:
