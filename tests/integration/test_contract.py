@@ -1,0 +1,183 @@
+"""The same contract with three engines: the fake one, the embedded llama.cpp, and real vLLM on a CPU.
+
+What clients rely on must not depend on the engine: shapes, usage, errors, strict tools, cancelling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lmtower.config.types import Tower
+from lmtower.gateway import Upstream
+from tests.fakes.engine import FakeEngine, ToolCall
+from tests.gateway.support import Running, events, running
+
+ENGINES = [
+    "fake",
+    pytest.param("embedded", marks=pytest.mark.embedded),
+    pytest.param("vllm", marks=pytest.mark.vllm),
+]
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer", "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+ASK = [{"role": "user", "content": "Say hi."}]
+
+
+def _command(request: pytest.FixtureRequest, kind: str, port: int) -> tuple[list[str], str, int]:
+    """Command line, served name and seconds that it may take to start."""
+    if kind == "embedded":
+        pytest.importorskip("xllamacpp")
+        name, flags = "bundled:smollm2", ["--context", "1024", "--sequences", "2", "--stay"]
+        return [sys.executable, "-m", "lmtower.nodes.embedded", "--model", name, "--port", str(port), *flags], name, 120
+    python: Path = request.getfixturevalue("vllm_python")
+    model: Path = request.getfixturevalue("smollm2")
+    flags = ["--served-model-name", "smol", "--max-model-len", "1024", "--enable-auto-tool-choice"]
+    flags += ["--tool-call-parser", "hermes", "--enable-prompt-tokens-details", "--enforce-eager", "--port", str(port)]
+    serve = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1"]
+    return [*serve, *flags], "smol", 900
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def _process(request: pytest.FixtureRequest, kind: str) -> AsyncIterator[tuple[str, str]]:
+    """(URL, served name) of a real engine."""
+    port = _free_port()
+    command, name, patience = _command(request, kind, port)
+    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
+    try:
+        async with asyncio.timeout(patience), httpx.AsyncClient() as client:
+            while True:
+                assert process.returncode is None, f"engine {kind} stopped"
+                try:
+                    if (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(0.2)  # nothing to wait on: the engine only answers when it is ready
+        yield f"http://127.0.0.1:{port}", name
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+@pytest.fixture(params=ENGINES)
+async def tower(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
+    """A gateway with one strict persona in front of the engine."""
+    kind = request.param
+    with FakeEngine() as fake:
+        if kind == "fake":
+            url, name = fake.url, fake.models[0]
+            fake.script(text="hi there", cached_tokens=1)
+            tools = {"when": lambda seen: bool(seen.json.get("tools"))}
+            fake.script(tool_calls=[ToolCall("weather", '{"city": "Oslo", "days": "3"')], **tools)
+            async with _running(tmp_path, fake, url, name, kind) as found:
+                yield found
+        else:
+            async with _process(request, kind) as (url, name), _running(tmp_path, fake, url, name, kind) as found:
+                yield found
+
+
+@asynccontextmanager
+async def _running(folder: Path, fake: FakeEngine, url: str, name: str, kind: str) -> AsyncIterator[Running]:
+    persona = {"engine": "e", "tools": "strict", "max_tokens": 8, "enforce": {"temperature": 0}, "system": "Be brief."}
+    tower = Tower.model_validate(
+        {
+            "gateway": {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "shutdown_grace": 5},
+            "engines": {"e": {"model": name, "url": url}},
+            "personas": {"p": persona},
+        }
+    )
+    runtime: Any = "llamacpp" if kind == "embedded" else "vllm"
+    table = [Upstream(engine="e", replica="e", url=url, model=name, recipe="smollm2", runtime=runtime)]
+    async with running(folder, fake, tower=tower, upstreams=table) as found:
+        found.client.timeout = httpx.Timeout(600)
+        yield found
+
+
+async def test_engine_keeps_the_contract(tower: Running) -> None:
+    """Chat, completions, messages and responses, streamed and not; usage, errors, strict tools, cancelling."""
+    await _answers(tower)
+    await _errors(tower)
+    await _tools(tower)
+    await _cancel(tower)
+
+
+async def _answers(tower: Running) -> None:
+    chat = {"model": "p", "messages": ASK, "max_tokens": 6}
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("chat/completions", chat),
+        ("completions", {"model": "p", "prompt": "One, two,", "max_tokens": 6}),
+        ("messages", chat),
+        ("responses", {"model": "p", "input": "Say hi.", "max_output_tokens": 6}),
+    ]
+    for path, body in bodies:
+        before = len(tower.gateway.recent)
+        whole = await tower.client.post(f"/v1/{path}", json=body)
+        streamed = await tower.client.post(f"/v1/{path}", json=body | {"stream": True})
+        assert (whole.status_code, streamed.status_code) == (200, 200), (path, whole.text, streamed.text)
+        assert whole.json()["model"] == "p"
+        usage = whole.json()["usage"]
+        assert (usage.get("prompt_tokens") or usage.get("input_tokens")) > 0
+        ends = {"messages": "message_stop", "responses": "response.completed"}
+        if path in ends:
+            kinds = [event["type"] for event in events(streamed.text)]
+            assert kinds[-1] in (ends[path], "response.incomplete"), kinds
+        else:
+            assert streamed.text.endswith("data: [DONE]\n\n")
+            assert not any(event.get("usage") for event in events(streamed.text))
+        records = await tower.records(before + 2)
+        assert all(record.output_tokens > 0 and record.input_tokens > 0 for record in records[before:])
+
+
+async def _errors(tower: Running) -> None:
+    if tower.engine.url != tower.gateway.snapshot.tower.engines["e"].url:
+        long = [{"role": "user", "content": "word " * 3000}]
+        chat = await tower.client.post("/v1/chat/completions", json={"model": "p", "messages": long})
+        told = await tower.client.post("/v1/messages", json={"model": "p", "max_tokens": 5, "messages": long})
+        assert (chat.status_code, chat.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert told.json()["error"]["message"].startswith("prompt is too long")
+    bad = await tower.client.post("/v1/chat/completions", json={"model": "p", "messages": ASK, "temperature": "hot"})
+    assert bad.status_code in (200, 400)
+
+
+async def _tools(tower: Running) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+    body = {"model": "p", "messages": ASK, "tools": [tool], "tool_choice": "required", "max_tokens": 60}
+    answer = await tower.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    [call] = answer.json()["choices"][0]["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert isinstance(arguments["city"], str)
+    assert isinstance(arguments["days"], int)
+
+
+async def _cancel(tower: Running) -> None:
+    before = len(tower.gateway.recent)
+    body = {"model": "p", "messages": ASK, "max_tokens": 500, "stream": True}
+    async with tower.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        async for _ in answer.aiter_bytes():
+            break
+    record = (await tower.records(before + 1))[-1]
+    assert record.outcome in ("cancelled", "ok")
