@@ -131,7 +131,7 @@ def chroma(rows: int, folder: Path, truth: np.ndarray) -> dict[str, Any]:
     import chromadb
 
     client = chromadb.PersistentClient(str(folder), chromadb.Settings(anonymized_telemetry=False))
-    collection = client.create_collection("t", metadata={"hnsw:space": "cosine"}, embedding_function=None)
+    collection = client.create_collection("bench", metadata={"hnsw:space": "cosine"}, embedding_function=None)
     started = time.perf_counter()
     for start, part in parts(rows):
         lines = texts(start, len(part), 40)
