@@ -106,7 +106,9 @@ class Admission:
         """Take a slot if one is free and nobody waits: the usual case, without a future."""
         if self._queued or lane in self.held:
             return False
-        if free_for(lane, self.running, self.slots, self.lanes.reserve) <= 0:
+        reserve = self.lanes.reserve
+        free = free_for(lane, self.running, self.slots, reserve) if reserve else self.slots - self._in_flight
+        if free <= 0:
             return False
         self._grant(lane, self._clock())
         return True

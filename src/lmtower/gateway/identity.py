@@ -20,6 +20,7 @@ _SESSION_HEADERS = (
     b"x-litellm-session-id",
     b"x-session-id",
 )
+_SESSIONS = frozenset(_SESSION_HEADERS)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -53,10 +54,11 @@ def end_user(headers: Mapping[bytes, bytes], top: Top) -> str:
 
 def session(headers: Mapping[bytes, bytes], top: Top) -> str:
     """The conversation, for affinity and reports."""
-    for name in _SESSION_HEADERS:
-        value = headers.get(name)
-        if value:
-            return _short(value.decode("latin-1"))
+    if not _SESSIONS.isdisjoint(headers):
+        for name in _SESSION_HEADERS:
+            value = headers.get(name)
+            if value:
+                return _short(value.decode("latin-1"))
     if "prompt_cache_key" in top:
         try:
             key = tops.value(top, "prompt_cache_key")

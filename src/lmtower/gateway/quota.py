@@ -43,6 +43,15 @@ class Quota:
 
     def reserve(self, flow: Flow, top: Top) -> None:
         """Hold room for the request in all its limits. Raises Fault(429) when one of them is used up."""
+        persona, client = flow.persona, flow.client
+        assert persona is not None
+        assert client is not None
+        if (
+            persona.price is None
+            and not _says_retries(flow)
+            and self._limits.is_free(client, persona.name, persona.limits)
+        ):
+            return  # nothing is limited, nothing costs, nothing may be a repeat: the usual request
         self._take(flow, self._limits.reserve(**_asked(flow, top), now=flow.time))
 
     async def reserve_shared(self, flow: Flow, top: Top) -> None:
@@ -108,6 +117,11 @@ def _largest_output(top: Top) -> int:
             if isinstance(value, int) and value > 0:
                 return value
     return DEFAULT_OUTPUT_TOKENS
+
+
+def _says_retries(flow: Flow) -> bool:
+    headers = flow.exchange.request.headers
+    return b"x-stainless-retry-count" in headers or b"idempotency-key" in headers
 
 
 def _fingerprint(flow: Flow) -> str:

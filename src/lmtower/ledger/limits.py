@@ -62,6 +62,10 @@ class LocalLimits:
     async def close(self) -> None:
         """Nothing."""
 
+    def is_free(self, client: Client, persona_name: str, persona_limits: Limits | None) -> bool:
+        """Whether neither the key nor the persona is limited, so that nothing needs to be held."""
+        return not self._accounts(client, persona_name, persona_limits)
+
     def reserve(
         self,
         client: Client,

@@ -21,6 +21,9 @@ _HEAD = frozenset((b"role", b"content"))
 _SYSTEM_ROLES = (b'"system"', b'"developer"')
 _SYSTEM_FIRST = re.compile(rb'\s*\[\s*\{\s*"role"\s*:\s*"system"\s*,\s*"content"\s*:\s*"')
 """What nearly every client writes: the system message first, its role first, its content a text."""
+_NOT_SYSTEM = re.compile(rb'\s*\[\s*\{\s*"role"\s*:\s*"(?:user|assistant)"')
+_MENDED = (b'"reasoning":"', b'"reasoning_content":"', b'"tool_calls":[{')
+"""What a whole answer is decoded for. A reasoning of null stays as it is."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -39,7 +42,8 @@ def merge_system(messages: memoryview, prompt: bytes) -> list[bytes | memoryview
     at = scan.first_item(messages)
     if at is None:
         raise _invalid("The field 'messages' must be a list with at least one message.")
-    target = at if _is_system(messages, at) else _later_system(messages, at)
+    plain = _NOT_SYSTEM.match(messages) is not None
+    target = at if not plain and _is_system(messages, at) else _later_system(messages, at)
     if target is None:
         return [messages[:at], b'{"role":"system","content":"', prompt, b'"},', messages[at:]]
     found = scan.starts(messages, target, _HEAD)
@@ -103,7 +107,8 @@ class ChatReply(Reply):
         """The answer with the asked name, both names of the reasoning, and null content beside tool calls."""
         usage.read(data, self.usage)
         self.complete = True
-        if b'"reasoning' not in data and b'"tool_calls":[{' not in data and self._from in data:
+        # compact JSON (the name is written as we expect) without reasoning and tool calls needs nothing but the name
+        if self._from in data and not any(marker in data for marker in _MENDED):
             return self.rename(data, 1)
         answer = _loads(data)
         answer["model"] = self.asked
