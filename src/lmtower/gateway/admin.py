@@ -72,8 +72,7 @@ class Admin:
             if request.path not in OPEN:
                 self._check_key(request)
             if request.path == "/metrics":
-                kind, body = self._gateway.metrics.render(request.header(b"accept"))
-                exchange.respond(200, [(b"content-type", kind.encode())], body)
+                await self._metrics(exchange, request.header(b"accept"))
                 return
             answer = await self._answer(request)
         except Fault as fault:
@@ -83,6 +82,15 @@ class Admin:
             exchange.respond(failed.status, [JSON], faults.render(failed, "openai", ""))
         else:
             exchange.respond(200, [JSON], msgspec.json.encode(answer))
+
+    async def _metrics(self, exchange: Exchange, accept: str) -> None:
+        """A large page is made in pieces, so that streams go on in between."""
+        kind, parts = self._gateway.metrics.render_parts(accept)
+        page = []
+        for part in parts:
+            page.append(part.encode())
+            await asyncio.sleep(0)
+        exchange.respond(200, [(b"content-type", kind.encode())], b"".join(page))
 
     async def _answer(self, request: Request) -> Any:
         handler = self._routes.get((request.method, request.path))
