@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.e2e.clients import CACHE, npm_program, python_of, run
 from tests.fakes.engine import FakeEngine
@@ -78,6 +79,20 @@ let streamed = "";
 for await (const text of streamText({ model: provider("plan"), prompt: "hello" }).textStream) streamed += text;
 console.log(JSON.stringify([whole.choices[0].message.content, parts, Array.from(vector), sdk.text, streamed]));
 """
+FRIGATE = """
+import base64, json, os
+from openai import OpenAI
+c = OpenAI(api_key=os.environ["KEY"], base_url=os.environ["BASE"].removesuffix("/v1"))
+frame = base64.b64encode(open("frame.jpg", "rb").read()).decode()
+image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{frame}", "detail": "low"}}
+said = [{"role": "user", "content": [{"type": "text", "text": "Review."}, *[image] * 5]}]
+properties = {"title": {"type": "string", "minLength": 1, "maxLength": 80}, "score": {"type": "number", "minimum": 0}}
+schema = {"type": "object", "properties": properties, "required": ["title", "score"], "additionalProperties": False}
+form = {"type": "json_schema", "json_schema": {"name": "review_metadata", "strict": True, "schema": schema}}
+result = c.chat.completions.create(model="eyes", messages=said, timeout=120, response_format=form)
+context = [m.max_model_len for m in c.models.list() if m.id == "eyes"]
+print(json.dumps([result.choices[0].message.content, context]))
+"""
 SAID, VECTOR = "one two three", [0.25, -0.5]
 
 
@@ -99,6 +114,26 @@ async def test_older_openai_sdks_work(tmp_path: Path, version: str) -> None:
     """1.65 is what Frigate pins; 2.x is everywhere."""
     found = await ask(tmp_path, version, OPENAI)
     assert found == [SAID, SAID, "model_not_found", VECTOR, list(PERSONAS)]
+
+
+async def test_frigates_exact_request_works(tmp_path: Path) -> None:
+    """Frames as JPEG with detail low, a strict schema, no /v1 in the base URL, the context from the models list."""
+    Image.new("RGB", (640, 480), "teal").save(tmp_path / "frame.jpg")
+    eyes = {"engine": "big", "thinking": "off", "context": 16000, "images": {"max_side": 320, "max_count": 16}}
+    program = python_of("openai165")
+    with FakeEngine() as engine:
+        engine.script(text='{"title": "A cat", "score": 1}', image_tokens=400, input_tokens=500)
+        async with running(tmp_path, engine, personas={"eyes": eyes}) as tower:
+            env = {"BASE": f"{tower.base}/v1", "KEY": tower.key}
+            ran = await run(program, "-c", FRIGATE, folder=tmp_path, env=env)
+            [record] = await tower.records(1)
+        [sent] = [request.json for request in engine.requests if request.method == "POST"]
+    assert ran.status == 0, ran.output
+    assert json.loads(ran.output.strip().splitlines()[-1]) == ['{"title": "A cat", "score": 1}', [16000]]
+    assert sent["response_format"]["json_schema"]["strict"] is True
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
+    assert [part["image_url"]["detail"] for part in sent["messages"][0]["content"][1:]] == ["low"] * 5
+    assert (record.images, record.image_tokens) == (5, 400)
 
 
 async def test_langchain_works(tmp_path: Path) -> None:
