@@ -133,7 +133,7 @@ class Page:
     async def picture(self, path: Path, *, full: bool = False) -> None:
         """A screenshot as PNG."""
         found = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full)
-        path.write_bytes(base64.b64decode(found["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(found["data"]))
 
 
 @asynccontextmanager

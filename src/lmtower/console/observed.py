@@ -62,6 +62,7 @@ def hit_rate(numbers: Mapping[str, float]) -> float | None:
     """The engine's own prefix cache hit rate since it started."""
     hits = numbers.get("prefix_hits")
     queries = numbers.get("prefix_queries")
-    if queries is None and "prefix_computed" in numbers:
-        queries = numbers["prefix_computed"]
+    if queries is None and hits is not None and "prefix_computed" in numbers:
+        # llama.cpp counts what it computed and what it found in the cache apart from each other
+        queries = hits + numbers["prefix_computed"]
     return hits / queries if hits is not None and queries else None

@@ -63,7 +63,7 @@ def tiles(status: Json, window: Window | None) -> list[Json]:
         _tile("In flight", f"{flight} of {slots}", f"{waiting} waiting", "warn" if waiting else ""),
         _tile("Requests", words.count(requests), "in 5 minutes"),
         _tile("Output tokens", f"{words.count(written)}/s", "over 5 minutes"),
-        _tile("Prefix cache hits", words.percent(window.hit_rate if window else None), "of prompt tokens, 5 minutes"),
+        _tile("Prefix cache hits", words.percent(window.hit_rate if window else None), "in 5 minutes"),
         _tile("TTFT, median", words.seconds(window.ttft_p50 if window else None), "streams, 5 minutes"),
         _tile("Failed", words.count(failed), "in 5 minutes", "bad" if failed else "good"),
     ]
