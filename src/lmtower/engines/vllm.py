@@ -101,6 +101,8 @@ def environment(plan: EnginePlan, engine: Engine, recipe: Recipe, *, cpu: bool) 
     version = version_of(plan, recipe)
     env: dict[str, str] = {
         "VLLM_MAX_STOP_STRINGS": _MAX_STOP_STRINGS,
+        # an allowed image host must not send the engine on to a private address
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "MAX_JOBS": _MAX_JOBS,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
