@@ -80,10 +80,11 @@ async def test_walk_from_login_to_revoked_client(tmp_path: Path) -> None:
 
             await page.open("/")
             tile = "[...document.querySelectorAll('.tile')].find(t => t.innerText.startsWith('Requests'))"
-            before = int(await page.run(f"{tile}.querySelector('.value').innerText"))
+            shown = f"Number({tile}.querySelector('.value').innerText)"
+            await page.until(f"{shown} === 1")
             await page.run("window.stays = true")  # the tile changes without a new page
             await console.tower.chat("fast")
-            await page.until(f"window.stays && Number({tile}.querySelector('.value').innerText) === {before + 1}")
+            await page.until(f"window.stays && {shown} === 2")
 
             await page.open("/requests")
             await page.until("document.querySelectorAll('.waterfall tbody tr').length === 2")
