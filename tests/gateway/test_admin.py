@@ -57,6 +57,7 @@ async def test_status_usage_and_metrics_agree(tmp_path: Path) -> None:
     persona = next(p for p in status["personas"] if p["name"] == "code")
     assert (persona["requests"], persona["hit_rate"]) == (3, 0.64)
     assert status["engines"][0]["state"] == "ready"
+    assert status["supervised"] is False
     row = usage["rows"][0]
     assert (row["persona"], row["requests"], row["input_tokens"], row["cached_tokens"]) == (
         "code",

@@ -79,7 +79,8 @@ def _line(times: Sequence[float], line: Line, top: float) -> str:
 
 def _run(run: Sequence[tuple[float, float]], shade: int) -> str:
     if len(run) == 1:
-        run = [(max(0.0, run[0][0] - 3), run[0][1]), (min(WIDTH, run[0][0] + 3), run[0][1])]
+        (x, y), half = run[0], 5.0
+        return f'<path class="line s{shade}" d="M{max(0.0, x - half):.1f} {y:.1f}L{min(WIDTH, x + half):.1f} {y:.1f}"/>'
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in run)
     area = f"M{run[0][0]:.1f} {HEIGHT:g}L{path}L{run[-1][0]:.1f} {HEIGHT:g}Z"
     return f'<path class="area s{shade}" d="{area}"/><path class="line s{shade}" d="M{path}"/>'

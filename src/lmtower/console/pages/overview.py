@@ -61,16 +61,19 @@ def tiles(status: Json, window: Window | None) -> list[Json]:
     return [
         _tile("Engines ready", f"{ready} of {len(engines)}", _names(engines), mood),
         _tile("In flight", f"{flight} of {slots}", f"{waiting} waiting", "warn" if waiting else ""),
-        _tile("Requests", words.count(requests), "in 5 minutes"),
+        _tile("Requests", words.count(requests), _failures(failed), "bad" if failed else ""),
         _tile("Output tokens", f"{words.count(written)}/s", "over 5 minutes"),
         _tile("Prefix cache hits", words.percent(window.hit_rate if window else None), "in 5 minutes"),
-        _tile("TTFT, median", words.seconds(window.ttft_p50 if window else None), "streams, 5 minutes"),
-        _tile("Failed", words.count(failed), "in 5 minutes", "bad" if failed else "good"),
+        _tile("TTFT, median", words.seconds(window.ttft_p50 if window else None), "of streams, 5 minutes"),
     ]
 
 
 def _tile(name: str, value: str, note: str, mood: str = "") -> Json:
     return {"name": name, "value": value, "note": note, "mood": mood}
+
+
+def _failures(failed: float) -> str:
+    return f"{words.count(failed)} failed, 5 minutes" if failed else "in 5 minutes, none failed"
 
 
 def _names(engines: list[Json]) -> str:
