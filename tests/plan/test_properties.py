@@ -143,6 +143,13 @@ def test_every_chip_has_memory_bandwidth_and_source(chip: Any) -> None:
         assert facts(name).hardware == chip.name
 
 
+def test_a_mac_keeps_free_what_metal_does_not_map() -> None:
+    """107.52 of 128 GiB, unless the tower file says otherwise."""
+    mac = facts("mac-m4-max-128")
+    assert (mac.memory_total_bytes - mac.reserve) / GIB == pytest.approx(107.52)
+    assert facts("mac-m4-max-128", reserve_bytes=8 * GIB).reserve == 8 * GIB
+
+
 @pytest.mark.parametrize("text", ["", "0", "-3 GiB", "0x h100", "dgx", "24 Gib b", "x"])
 def test_unknown_hardware_is_refused(text: str) -> None:
     """Neither a chip nor a size."""

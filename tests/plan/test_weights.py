@@ -27,7 +27,7 @@ from tests.plan.shapes import GIB, QWEN, SUPER, config, estimated, files
         ("nvidia__Qwen3.6-27B-NVFP4", {"speculative_tokens": 2}, 20.57),
         ("openai__gpt-oss-120b", {"version": "0.10.1"}, 65.965),
         ("openai__gpt-oss-120b", {"version": "0.14.1"}, 64.38),
-        ("RedHatAI__Qwen2.5-3B-Instruct-FP8-dynamic", {}, 3.23),
+        ("local__Qwen2.5-3B-Instruct-FP8-Dynamic", {}, 3.23),
         ("Qwen__Qwen3-30B-A3B", {}, 56.87),
         (SUPER, {}, 68.1),
     ],

@@ -22,7 +22,7 @@ _SEVERAL = re.compile(r"^\s*(\d{1,3})\s*[xX×*]\s*(.+)$")
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One chip. ``memory_gib`` is what CUDA reports as total."""
+    """One chip. ``memory_gib`` is what CUDA reports as total, ``reserve_gib`` what the GPU may not map of it."""
 
     name: str
     title: str
@@ -35,6 +35,7 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_tokens: int = 2048
     aliases: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ("vllm", "llamacpp")
+    reserve_gib: float | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -87,6 +88,8 @@ def facts(hardware: str, *, name: str = "node", reserve_bytes: int | None = None
 
 
 def _facts(chip: Hardware, name: str, count: int, reserve_bytes: int | None) -> NodeFacts:
+    if reserve_bytes is None and chip.reserve_gib is not None:
+        reserve_bytes = int(chip.reserve_gib * _GIB)
     return NodeFacts(
         name=name,
         memory_total_bytes=chip.memory_bytes,

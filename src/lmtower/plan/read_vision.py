@@ -25,7 +25,7 @@ def read_vision(top: Fields, model_type: str, text_hidden: int) -> Vision | None
     )
     depth = section.whole("depth", "num_hidden_layers", most=2000)
     intermediate = section.whole("intermediate_size", default=4 * hidden, most=2**24)
-    gated = "gemma4" in model_type or "qwen2_5" in model_type
+    gated = "gemma4" in model_type or "qwen2_5" in model_type or section.text("model_type") == "pixtral"
     up = (2 if gated else 1) * (hidden * intermediate + intermediate)
     block = (3 * hidden * (hidden + 1), hidden * (hidden + 1), up, hidden * intermediate + hidden, 4 * hidden)
     patch = section.whole("patch_size", default=14, most=4096)
