@@ -62,9 +62,9 @@ def tiles(status: Json, window: Window | None) -> list[Json]:
         _tile("Engines ready", f"{ready} of {len(engines)}", _names(engines), mood),
         _tile("In flight", f"{flight} of {slots}", f"{waiting} waiting", "warn" if waiting else ""),
         _tile("Requests", words.count(requests), _failures(failed), "bad" if failed else ""),
-        _tile("Output tokens", f"{words.count(written)}/s", "over 5 minutes"),
-        _tile("Prefix cache hits", words.percent(window.hit_rate if window else None), "in 5 minutes"),
-        _tile("TTFT, median", words.seconds(window.ttft_p50 if window else None), "of streams, 5 minutes"),
+        _tile("Output tokens", f"{words.count(written)}/s", "over 5 min"),
+        _tile("Prefix cache hits", words.percent(window.hit_rate if window else None), "in 5 min"),
+        _tile("TTFT, median", words.seconds(window.ttft_p50 if window else None), "streams, 5 min"),
     ]
 
 
@@ -73,7 +73,7 @@ def _tile(name: str, value: str, note: str, mood: str = "") -> Json:
 
 
 def _failures(failed: float) -> str:
-    return f"{words.count(failed)} failed, 5 minutes" if failed else "in 5 minutes, none failed"
+    return f"5 min, {words.count(failed) if failed else 'none'} failed"
 
 
 def _names(engines: list[Json]) -> str:
