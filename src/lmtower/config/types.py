@@ -61,9 +61,6 @@ class Gateway(Section):
         description="Engine extras (`chat_template`, `priority`, `cache_salt`, ...) that clients may send; all "
         "others are dropped.",
     )
-    log_content: bool = Field(
-        default=False, description="Keep message text in the request log of the console. Off: never stored."
-    )
     hosts: tuple[str, ...] = Field(
         default=(), description="Host names that the admin listener answers to, besides its own address."
     )
