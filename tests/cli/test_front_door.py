@@ -111,7 +111,7 @@ def test_check_prints_counts_and_json(capsys: Captured) -> None:
     """A right file is exit 0, for people and for machines."""
     assert (main(["check", "-c", LAPTOP]), main(["--json", "check", "-c", LAPTOP])) == (0, 0)
     text, _, document = capsys.readouterr().out.partition("\n")
-    assert text.endswith("is right: 1 engine, 4 personas.")
+    assert text.endswith("is right: 2 engines, 5 personas.")
     assert json.loads(document) == {"ok": True, "problems": [], "warnings": []}
 
 

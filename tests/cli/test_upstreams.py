@@ -78,7 +78,7 @@ def test_another_port_moves_both_listeners() -> None:
 
 
 @pytest.mark.parametrize(
-    ("example", "engines"), [("laptop", ["smol"]), ("dgx-spark", ["nemotron", "eyes", "coder", "embed"])]
+    ("example", "engines"), [("laptop", ["smol", "words"]), ("dgx-spark", ["nemotron", "eyes", "coder", "embed"])]
 )
 def test_examples_are_planned_and_fit(example: str, engines: list[str]) -> None:
     """What `lmtower up` would start for our own examples can be started; the ports are the gateway's."""

@@ -37,9 +37,10 @@ personas:
     return path
 
 
-def configuration(path: Path, engine: FakeEngine) -> Configuration:
+def configuration(path: Path, engine: FakeEngine, *, watched: bool = False) -> Configuration:
+    """The file as the CLI hands it over; ``watched``: the gateway may also notice changes by itself."""
     loaded = load(path)
-    return Configuration(loaded.tower, [upstream(engine, slots=400)], loaded.watched_files)
+    return Configuration(loaded.tower, [upstream(engine, slots=400)], loaded.watched_files if watched else ())
 
 
 async def many(tower: Running, count: int) -> list[int]:
@@ -127,13 +128,13 @@ async def test_changed_file_is_noticed_without_being_asked(tmp_path: Path) -> No
     """Saving the tower file is enough."""
     with FakeEngine("served") as engine:
         path = tower_file(tmp_path, engine, 1)
-        start = configuration(path, engine)
+        start = configuration(path, engine, watched=True)
         async with running(
             tmp_path,
             engine,
             tower=start.tower,
             upstreams=list(start.upstreams),
-            configure=lambda: configuration(path, engine),
+            configure=lambda: configuration(path, engine, watched=True),
         ) as tower:
             tower.gateway.reload()  # learns which files to watch
             tower_file(tmp_path, engine, 7)
