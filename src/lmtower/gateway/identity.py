@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Fault
@@ -39,32 +39,27 @@ def tokens(headers: Mapping[bytes, bytes]) -> list[str]:
 
 def end_user(headers: Mapping[bytes, bytes], top: Top) -> str:
     """The person behind a shared key, as the client tells: Open WebUI's headers, else the body's ``user``."""
-    for name in _END_USER_HEADERS:
-        value = headers.get(name)
-        if value:
-            return _short(value.decode("latin-1"))
-    if "user" in top:
-        try:
-            user = tops.value(top, "user")
-        except Fault:
-            return ""
-        return _short(user) if isinstance(user, str) else ""
-    return ""
+    return _told(headers, _END_USER_HEADERS, top, "user")
 
 
 def session(headers: Mapping[bytes, bytes], top: Top) -> str:
     """The conversation, for affinity and reports."""
-    if not _SESSIONS.isdisjoint(headers):
-        for name in _SESSION_HEADERS:
-            value = headers.get(name)
-            if value:
-                return _short(value.decode("latin-1"))
-    if "prompt_cache_key" in top:
+    names = () if _SESSIONS.isdisjoint(headers) else _SESSION_HEADERS
+    return _told(headers, names, top, "prompt_cache_key")
+
+
+def _told(headers: Mapping[bytes, bytes], names: Sequence[bytes], top: Top, field: str) -> str:
+    """The first of these headers that says something, else a text field of the body, else nothing."""
+    for name in names:
+        value = headers.get(name)
+        if value:
+            return _short(value.decode("latin-1"))
+    if field in top:
         try:
-            key = tops.value(top, "prompt_cache_key")
+            found = tops.value(top, field)
         except Fault:
             return ""
-        return _short(key) if isinstance(key, str) else ""
+        return _short(found) if isinstance(found, str) else ""
     return ""
 
 
