@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lmtower.config import load
 from lmtower.config.types import Tower
 from lmtower.errors import PlanError
 from lmtower.plan.hardware import facts
@@ -29,6 +31,24 @@ def test_preset_fits_with_its_reserve() -> None:
     assert node.free_bytes >= 0
     assert node.facts.memory_total_bytes - node.used_bytes >= 12 * GIB
     assert sum(engine.total_bytes for engine in made.engines) == node.used_bytes
+
+
+@pytest.mark.parametrize("free_at_boot", [113, 114, 116])
+def test_preset_fits_on_a_spark_as_it_boots(free_at_boot: int) -> None:
+    """A real Spark boots with 113 to 116 GiB free; MemAvailable is still over the reserve when all engines run."""
+    spark = load(Path(__file__).parents[2] / "examples/dgx-spark/tower.yaml").tower
+    node = replace(facts("dgx-spark", name="spark"), memory_available_bytes=free_at_boot * GIB)
+    made = plan(spark, {"spark": node})
+    assert made.reasons == ()
+    assert free_at_boot * GIB - made.nodes[0].used_bytes >= 12 * GIB
+
+
+def test_crowded_node_is_refused_with_what_was_free() -> None:
+    """101 GiB free at boot were seen, too: the reason names them, not only the total."""
+    node = replace(facts("dgx-spark", name="box"), memory_available_bytes=101 * GIB)
+    made = plan(preset(), {"box": node})
+    assert not made.fits
+    assert "101.0 GiB free before any engine" in made.reasons[0]
 
 
 def test_greedy_variant_is_refused_with_numbers() -> None:

@@ -12,13 +12,12 @@ _GIB = 1024**3
 
 
 def budget(facts: NodeFacts) -> int:
-    """Bytes that engines may use on one GPU of a node.
+    """Bytes that engines may use on one GPU of a node: what is free before any of them runs, less the reserve.
 
-    A card: what is free less the reserve. Unified memory: the reserve covers what the operating system itself uses,
-    so it is taken off the total; and of what is free now, a third of the reserve stays untouched in any case.
+    On unified memory the operating system's own share is gone from what was measured (a GB10 boots with 113 to 116 of
+    121.7 GiB), and the reserve is what MemAvailable must still show when all engines run: the start and the
+    watchdog compare with the same number.
     """
-    if facts.unified:
-        return min(facts.memory_total_bytes - facts.reserve, facts.memory_available_bytes - facts.reserve // 3)
     return min(facts.memory_total_bytes, facts.memory_available_bytes) - facts.reserve
 
 

@@ -125,7 +125,14 @@ def _node_reasons(
         allowed = budget(node)
         reasons.append(
             f"node {name!r}: {(allowed + short) / _GIB:.1f} GiB needed, {allowed / _GIB:.1f} GiB may be used "
-            f"({node.memory_total_bytes / _GIB:.1f} GiB in total, {node.reserve / _GIB:.1f} GiB "
-            f"reserve): {short / _GIB:.1f} GiB too much"
+            f"({_room(node)}, {node.reserve / _GIB:.1f} GiB reserve): {short / _GIB:.1f} GiB too much"
         )
     return reasons
+
+
+def _room(node: NodeFacts) -> str:
+    """The memory of a node as its reason tells it; what other programs hold is said where it was measured."""
+    total = f"{node.memory_total_bytes / _GIB:.1f} GiB in total"
+    if node.memory_available_bytes >= node.memory_total_bytes:
+        return total
+    return f"{total}, {node.memory_available_bytes / _GIB:.1f} GiB free before any engine"
