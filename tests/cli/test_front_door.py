@@ -127,6 +127,20 @@ def test_check_of_a_wrong_file_lists_problems_for_machines(tmp_path: Path, capsy
     ]
 
 
+@pytest.mark.parametrize(
+    ("hardware", "status"), [("dgx-sprak", 2), ("rtx-4090", 0), ("2x h100", 0), ("64 GiB", 0), ("cpu", 0)]
+)
+def test_check_knows_the_chips_of_the_catalogue(tmp_path: Path, hardware: str, status: int, capsys: Captured) -> None:
+    """A misspelt chip is named with its line, before anybody plans with it."""
+    path = tmp_path / "tower.yaml"
+    path.write_text(
+        f"nodes: {{box: {{hardware: {hardware}}}}}\n"
+        "engines: {a: {node: box, model: m}}\npersonas: {p: {engine: a}}\n"
+    )
+    assert main(["check", "-c", str(path)]) == status
+    assert ("tower.yaml:1:15   nodes.box.hardware:" in capsys.readouterr().err) == (status == 2)
+
+
 @pytest.mark.parametrize("preset", ["laptop", "dgx-spark"])
 def test_init_writes_the_example_and_refuses_to_overwrite(tmp_path: Path, preset: str, capsys: Captured) -> None:
     """The preset is the repository's example, byte for byte, and loads where it was written."""

@@ -129,10 +129,14 @@ def test_overrides_win_and_may_name_dotted_names(tmp_path: Path) -> None:
     )
 
 
-def test_origin_is_the_place_in_the_file(tmp_path: Path) -> None:
+def test_problem_of_another_room_has_its_place_in_the_file(tmp_path: Path) -> None:
     """Later rooms can point into the file; what is not written has its parent's place."""
     found = loaded(tmp_path, MINIMAL)
-    assert (found.origin(("personas", "p", "engine")), found.origin(("engines", "one", "context"))) == ((4, 7), (2, 3))
+    problems = [found.problem(path, "wrong.") for path in (("personas", "p", "engine"), ("engines", "one", "context"))]
+    assert [(each.path, each.line, each.column) for each in problems] == [
+        ("personas.p.engine", 4, 7),
+        ("engines.one.context", 2, 3),
+    ]
 
 
 def test_tower_is_immutable(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
 from lmtower.cli.globals import Globals
 from lmtower.cli.output import print_json
-from lmtower.errors import ConfigError
+from lmtower.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lmtower.config import Loaded
 
 
 def check(ctx: typer.Context) -> None:
@@ -20,6 +24,8 @@ def check(ctx: typer.Context) -> None:
     options: Globals = ctx.obj
     try:
         loaded = options.load()
+        if problems := _hardware(loaded):
+            raise ConfigError(problems)
     except ConfigError as error:
         if not options.json:
             raise
@@ -35,6 +41,23 @@ def check(ctx: typer.Context) -> None:
         f"{loaded.path} is right: {_many(len(tower.engines), 'engine')}, {_many(len(tower.personas), 'persona')}"
         + (f", {_many(len(loaded.warnings), 'warning')}." if loaded.warnings else ".")
     )
+
+
+def _hardware(loaded: Loaded) -> list[Problem]:
+    """Chips that the catalogue does not know. It belongs to the planner, so ``load`` cannot ask it."""
+    from lmtower.errors import PlanError
+    from lmtower.plan.hardware import facts
+    from lmtower.plan.planner import CPU
+
+    problems = []
+    for name, node in loaded.tower.nodes.items():
+        if node.hardware in (None, CPU):
+            continue
+        try:
+            facts(node.hardware)
+        except PlanError as error:
+            problems.append(loaded.problem(("nodes", name, "hardware"), str(error).removeprefix("hardware: ")))
+    return problems
 
 
 def _many(count: int, noun: str) -> str:

@@ -29,9 +29,9 @@ class Loaded:
     watched_files: tuple[FilePath, ...]
     _places: Mapping[Path, Place]
 
-    def origin(self, path: Path) -> Place:
-        """Line and column (from 1) of a key such as ``("engines", "eyes")``, or of its nearest written parent."""
-        return Source(self.path.name, places=dict(self._places)).origin(path)
+    def problem(self, path: Path, message: str) -> Problem:
+        """What somebody else found wrong at a key such as ``("engines", "eyes")``, with its line and column."""
+        return Source(_shown(self.path), places=dict(self._places)).problem(path, message)
 
 
 def load(

@@ -73,7 +73,8 @@ def facts(hardware: str, *, name: str = "node", reserve_bytes: int | None = None
         size = 0
     if size <= 0:
         raise PlanError(
-            f"hardware: {hardware!r} is not known{_nearest(chip_name)}. A size such as 24 GiB works too",
+            f"hardware: {hardware!r} is neither a chip of the catalogue nor a size such as 24 GiB. "
+            f"{_nearest(chip_name)}",
             field="hardware",
         )
     return NodeFacts(
@@ -109,4 +110,4 @@ def _facts(chip: Hardware, name: str, count: int, reserve_bytes: int | None) -> 
 def _nearest(name: str) -> str:
     names = [chip.name for chip in catalogue()] + [alias for chip in catalogue() for alias in chip.aliases]
     close = difflib.get_close_matches(name.lower(), names, n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
+    return f"Did you mean {close[0]!r}?" if close else "`lmtower fit --hardware list` prints all."
