@@ -11,6 +11,7 @@ from lmtower.engines import Mount, Outside, build_specs, driver_of
 from lmtower.engines.flags import as_argv, merged, version_in
 from lmtower.engines.shapes import shape_requests
 from lmtower.errors import PlanError
+from lmtower.plan.types import NodeFacts
 from tests.engines.plans import CPU, FAMILIES, SPARK, plan_of, row, tower_of
 
 TWO = {
@@ -220,3 +221,24 @@ def test_ray_over_names_is_refused() -> None:
     nodes = {name: Node(address=f"ssh://ops@{name}.lan", hardware="dgx-spark") for name in ("one", "two")}
     with pytest.raises(PlanError, match=r"nodes\.one\.bind: Ray needs IP addresses"):
         build_specs(plan_of(wide, nodes=TWO_FACTS), tower_of(wide, nodes=nodes), Outside())
+
+
+def test_nodes_of_several_gpus_give_all_of_them_to_ray() -> None:
+    """Four GPUs on two nodes: each brings two into the cluster."""
+    wide = row("big", "nvidia/Llama-3.1-70B-Instruct-FP8", nodes=("one", "two"), tensor_parallel=4)
+    facts = tuple(replace(each, gpus=2) for each in TWO_FACTS)
+    head, worker = build_specs(plan_of(wide, nodes=facts), tower_of(wide, nodes=TWO), Outside())
+    assert "--num-gpus=2 && exec vllm serve" in head.argv[2]
+    assert "--num-gpus=2" in worker.argv
+
+
+def test_process_is_told_which_gpus_are_its_own() -> None:
+    """A container is given devices; a child process sees all GPUs unless its environment names some."""
+    second = row("b", "Qwen/Qwen3-8B", nodes=("gpu",), devices=(1,))
+    nodes = {"gpu": Node(hardware="2x h100", driver="process")}
+    facts = (NodeFacts("gpu", 80 * 2**30, 80 * 2**30, gpus=2, capability=9.0),)
+    tower = tower_of(second, nodes=nodes, image="/opt/vllm/bin/python", args={"load-format": "dummy"})
+    (spec,) = build_specs(plan_of(second, nodes=facts), tower, Outside())
+    assert spec.env["CUDA_VISIBLE_DEVICES"] == "1"
+    assert spec.argv[:3] == ("/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server")
+    assert spec.argv[-2:] == ("--load-format", "dummy")

@@ -16,6 +16,7 @@ from lmtower.errors import PlanError
 from lmtower.plan.hardware import facts
 from lmtower.plan.planner import plan
 from lmtower.plan.types import NodeFacts
+from lmtower.plan.versions import of_image
 from tests.plan.shapes import GIB, preset, tower
 
 GREEDY: dict[str, dict[str, Any]] = {"nemotron": {"speculative_tokens": 3}, "eyes": {"context": "200k"}}
@@ -313,3 +314,37 @@ def test_encoder_takes_a_whole_input_in_one_batch() -> None:
     assert engine.max_num_batched_tokens == engine.max_model_len == 8192
     assert engine.pooling
     assert any("above the trained length" in warning for warning in engine.warnings)
+
+
+def test_nodes_with_enough_gpus_hold_a_replica_each() -> None:
+    """``tensor_parallel: 2`` on two nodes of two GPUs is two copies; each node holds a whole one."""
+    engine = {"model": "Qwen/Qwen3-32B", "nodes": ["a", "b"], "tensor_parallel": 2, "context": 4096, "sequences": 1}
+    nodes = {name: {"hardware": "2x h100", "address": f"ssh://me@{name}"} for name in ("a", "b")}
+    made = plan(Tower.model_validate({"nodes": nodes, "engines": {"one": engine}, "personas": {}}))
+    assert made.fits
+    assert made.engines[0].devices == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        ("vllm/vllm-openai:v0.20.2", "0.20.2"),
+        ("vllm/vllm-openai:v0.33.0-aarch64", "0.33.0"),
+        ("registry.lan:5000/me/vllm-spark:0.27-cu130", "0.27"),
+        ("nvcr.io/nvidia/vllm:26.02-py3", None),
+        ("vllm/vllm-openai:latest", None),
+        ("/opt/vllm-0.25/bin/python", None),
+        ("registry.lan:5000/vllm", None),
+        (None, None),
+    ],
+)
+def test_version_is_read_from_the_tag_of_an_image(image: str | None, version: str | None) -> None:
+    """Whoever pins an image has said its version; a year of NVIDIA's or a path is none."""
+    assert of_image(image) == version
+
+
+def test_pinned_image_is_planned_for_its_version() -> None:
+    """vLLM 0.20 wants a batch of a whole block on hybrids, and knows no match unit."""
+    made = plan(preset(nemotron={"image": "vllm/vllm-openai:v0.20.2"}))
+    assert made.engines[0].version == "0.20.2"
+    assert made.engines[0].prefix_match_unit is None

@@ -10,6 +10,7 @@ from lmtower.cli.upstreams import is_external, ports, runtime_of
 from lmtower.config.types import Node, Tower
 from lmtower.errors import EngineError
 from lmtower.plan.types import EnginePlan
+from lmtower.plan.versions import of_image
 from lmtower.recipes import find
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def child_plans(tower: Tower) -> tuple[EnginePlan, ...]:
                 nodes=nodes,
                 model=engine.model,
                 runtime=engine.runtime or runtime_of(engine.model),
-                version=engine.version,
+                version=engine.version or of_image(engine.image),
                 recipe=engine.recipe or find(engine.model).name,
                 max_model_len=context,
                 max_num_seqs=engine.sequences or _SEQUENCES,

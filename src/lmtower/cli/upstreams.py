@@ -50,9 +50,10 @@ def _replicas(name: str, engine: Engine, nodes: Mapping[str, Node], port: int) -
             (f"{name}@{place}" if len(urls) > 1 else name, "", base) for place, base in zip(places, bases, strict=True)
         ]
     from lmtower.engines import bind_of  # the whole control plane, which external engines never need
+    from lmtower.plan.hardware import gpus_of
 
     placed = engine.nodes or ((engine.node,) if engine.node else tuple(nodes)[:1]) or ("local",)
-    if engine.tensor_parallel > 1:
+    if engine.tensor_parallel > max(gpus_of(nodes.get(node, Node()).hardware) for node in placed):
         placed = placed[:1]  # one copy over all of them answers on its head
     rows = []
     for node in placed:

@@ -125,11 +125,15 @@ def _vllm_spec(
     flags = vllm.flags_of(plan, engine, recipe, host=listen_on(spec.host), cpu=cpu)
     process = driver_of(node) == "process"
     python = (engine.image or outside.python) if process else None
+    env = dict(vllm.environment(plan, engine, recipe, cpu=cpu))
+    if process and plan.devices:
+        # a container is given its GPUs; a process sees all of them unless it is told
+        env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, plan.devices)))
     return replace(
         spec,
         argv=vllm.command(plan, flags, python=python),
         image=None if process else vllm.image_of(plan, engine, recipe),
-        env=vllm.environment(plan, engine, recipe, cpu=cpu),
+        env=env,
         secrets=_secrets("VLLM_API_KEY", spec, engine, outside),
     )
 
@@ -189,6 +193,7 @@ def _spanning_specs(
     flags = vllm.flags_of(plan, engine, recipe, host=addresses[first], cpu=False)
     flags["distributed-executor-backend"] = "ray"
     serve = vllm.command(plan, flags, python=None)
+    gpus = max(1, plan.tensor_parallel // len(nodes))
     head = LaunchSpec(
         engine=plan.name,
         node=first,
@@ -197,7 +202,7 @@ def _spanning_specs(
         port=plan.port or 0,
         served_model=plan.model,
         role="head",
-        argv=ray.head_command(serve, addresses[first]),
+        argv=ray.head_command(serve, addresses[first], gpus),
         image=vllm.image_of(plan, engine, recipe),
         env={**ray.environment(addresses[first]), **vllm.environment(plan, engine, recipe, cpu=False)},
     )
@@ -210,7 +215,7 @@ def _spanning_specs(
             port=0,
             role="worker",
             health_path=None,
-            argv=ray.worker_command(addresses[name], addresses[first]),
+            argv=ray.worker_command(addresses[name], addresses[first], gpus),
             env={**ray.environment(addresses[name]), **vllm.environment(plan, engine, recipe, cpu=False)},
         )
         for name in others

@@ -18,12 +18,13 @@ def environment(address: str) -> Mapping[str, str]:
     return {"VLLM_HOST_IP": address, "RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def head_command(serve: Sequence[str], address: str) -> tuple[str, ...]:
+def head_command(serve: Sequence[str], address: str, gpus: int = 1) -> tuple[str, ...]:
     """Ray's head, then vLLM in its place, so that a stop reaches vLLM itself."""
-    ray = ["ray", "start", "--head", f"--node-ip-address={address}", f"--port={PORT}", "--num-gpus=1"]
+    ray = ["ray", "start", "--head", f"--node-ip-address={address}", f"--port={PORT}", f"--num-gpus={gpus}"]
     return ("bash", "-c", f"{shlex.join(ray)} && exec {shlex.join(serve)}")
 
 
-def worker_command(address: str, head: str) -> tuple[str, ...]:
+def worker_command(address: str, head: str, gpus: int = 1) -> tuple[str, ...]:
     """A worker joins the head and stays; it leaves, and is started again, when the head goes."""
-    return ("ray", "start", f"--address={head}:{PORT}", f"--node-ip-address={address}", "--num-gpus=1", "--block")
+    joined = ("ray", "start", f"--address={head}:{PORT}", f"--node-ip-address={address}")
+    return (*joined, f"--num-gpus={gpus}", "--block")

@@ -58,6 +58,12 @@ def find(name: str) -> Hardware | None:
     return next((chip for chip in catalogue() if wanted == chip.name or wanted in chip.aliases), None)
 
 
+def gpus_of(hardware: str | None) -> int:
+    """GPUs that a node's ``hardware`` text names: 2 for ``2x h100``, else 1."""
+    several = _SEVERAL.match(hardware or "")
+    return int(several[1]) if several else 1
+
+
 def facts(hardware: str, *, name: str = "node", reserve_bytes: int | None = None) -> NodeFacts:
     """Facts of a node from its ``hardware`` text. Raises PlanError with the nearest name."""
     several = _SEVERAL.match(hardware)

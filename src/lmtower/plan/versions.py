@@ -13,6 +13,9 @@ DEFAULT_VERSION = "0.27.1"
 _NUMBER = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
+_TAG = re.compile(r"v?(0\.\d+(?:\.\d+)?)(?![\d.])")
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What one version of vLLM does. ``number`` is (major, minor, patch)."""
@@ -70,6 +73,16 @@ def rules(version: str | None) -> Rules:
     if match is None:
         raise PlanError(f"vllm version {version!r} is not a version. Write it as 0.27.1", field="version")
     return Rules(text, (int(match[1]), int(match[2]), int(match[3] or 0)))
+
+
+def of_image(image: str | None) -> str | None:
+    """The version that an image's tag names: ``vllm/vllm-openai:v0.20.2-aarch64`` -> ``0.20.2``. None: it names none.
+
+    NVIDIA's images count years (``nvcr.io/nvidia/vllm:26.02-py3``), so only 0.x is taken for a version of vLLM.
+    """
+    repository, colon, tag = (image or "").rpartition(":")
+    match = _TAG.match(tag) if colon and "vllm" in repository else None
+    return match[1] if match else None
 
 
 _OPERATORS = re.compile(r"^\s*(>=|<=|==|!=|<|>)?\s*(\S+)\s*$")

@@ -17,7 +17,7 @@ from lmtower.plan.model import ModelFiles
 from lmtower.plan.quantisation import read_layout
 from lmtower.plan.read import read_config
 from lmtower.plan.types import NodeFacts
-from lmtower.plan.versions import DEFAULT_VERSION, in_range, rules
+from lmtower.plan.versions import DEFAULT_VERSION, in_range, of_image, rules
 from lmtower.recipes import Recipe, find, get
 
 LOCAL = "local"
@@ -100,7 +100,8 @@ def _want(
     node = facts[nodes[0]]
     runtime: Literal["vllm", "llamacpp"] = "llamacpp" if runtime_of(engine) == "llamacpp" else "vllm"
     recipe = _recipe(engine, files)
-    version = engine.version or recipe.version or (DEFAULT_VERSION if runtime == "vllm" else None)
+    version = engine.version or of_image(engine.image) or recipe.version
+    version = version or (DEFAULT_VERSION if runtime == "vllm" else None)
     flags = _flags(recipe, runtime, version, engine)
     context = _count(flags, "max-model-len", engine.context)
     sequences = _count(flags, "max-num-seqs", engine.sequences or None)
@@ -128,7 +129,7 @@ def _want(
         engine=engine,
         runtime=runtime,
         nodes=nodes,
-        spans=len(nodes) > 1 and options.tensor_parallel > 1,
+        spans=len(nodes) > 1 and options.tensor_parallel > max(facts[each].gpus for each in nodes),
         recipe=recipe,
         version=version,
         options=options,
