@@ -20,6 +20,7 @@ class RecordingDriver:
         self.ended: dict[str, tuple[LaunchSpec, int]] = {}
         self.output: dict[str, str] = {}
         self.fail: dict[str, TowerError] = {}
+        self.versions: dict[str, str] = {}
 
     async def observe(self) -> tuple[Observed, ...]:
         """What was started and not stopped."""
@@ -66,6 +67,10 @@ class RecordingDriver:
         """Remember it, and report one step of progress."""
         self.calls.append(("pull", spec.name))
         report(Progress(f"image {spec.image}", 1, 1))
+
+    async def version(self, image: str) -> str | None:
+        """What ``versions`` says."""
+        return self.versions.get(image)
 
     async def close(self) -> None:
         """Nothing to let go of."""

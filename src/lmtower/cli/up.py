@@ -36,6 +36,7 @@ def up(
     from lmtower.cli.desired import desired_of, engine_key
     from lmtower.cli.detached import start_detached
     from lmtower.cli.logs_setup import configure_logs
+    from lmtower.cli.measured import measure
     from lmtower.cli.planned import PlannedServing
     from lmtower.cli.running import change_running_tower, running_tower
     from lmtower.cli.serving import run, with_port
@@ -45,6 +46,8 @@ def up(
     overrides = with_port(loaded, port)
     if overrides:
         loaded = options.load(overrides)
+    if not detach:
+        asyncio.run(measure(options, loaded.tower))
     if running_tower(options.data_dir):
         return change_running_tower(options, loaded, yes=yes)
     if detach:

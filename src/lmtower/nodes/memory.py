@@ -1,4 +1,4 @@
-"""Free memory of a node: read it, and wait until it has settled.
+"""Memory of a node: read it, and wait until it has settled; and one look at everything that a plan needs to know.
 
 On unified memory and on machines without a GPU that is MemAvailable; a card is asked through ``nvidia-smi``.
 After a container stops, a GB10 gives its memory back over a minute, and a start that measures in between plans with
@@ -8,11 +8,13 @@ wrong numbers: so memory is polled until it stands still.
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from lmtower.nodes.reach import ssh_output
+from lmtower.plan.measured import COMMAND, Measured, parse
 
 MemoryProbe = Callable[[], Awaitable[int | None]]
 """Free bytes now; None when the node cannot tell."""
@@ -80,9 +82,14 @@ async def settle(
         waited += interval_seconds
 
 
+async def look_at(address: str) -> Measured | None:
+    """What the node has: memory, GPUs, processor. None when it does not answer."""
+    return parse(await _output(address, ("sh", "-c", COMMAND)))
+
+
 async def _output(address: str, command: tuple[str, ...]) -> str:
     if address != "local":
-        _, text, _ = await ssh_output(address, " ".join(command))
+        _, text, _ = await ssh_output(address, shlex.join(command))
         return text
     try:
         process = await asyncio.create_subprocess_exec(

@@ -58,6 +58,19 @@ def find(name: str) -> Hardware | None:
     return next((chip for chip in catalogue() if wanted == chip.name or wanted in chip.aliases), None)
 
 
+def recognise(gpu: str, memory_bytes: int | None) -> Hardware | None:
+    """The chip whose name a driver gave (``NVIDIA H100 80GB HBM3``). Of several, the one nearest in memory."""
+    words = f"-{gpu.strip().lower().replace(' ', '-')}-"
+    lengths = {
+        chip.name: len(name) for chip in catalogue() for name in (chip.name, *chip.aliases) if f"-{name}-" in words
+    }
+    if not lengths:
+        return None
+    best = max(lengths, key=lambda name: lengths[name])
+    alike = [chip for chip in catalogue() if chip.name == best or chip.name.startswith(f"{best}-")]
+    return min(alike, key=lambda chip: abs(chip.memory_bytes - (memory_bytes or chip.memory_bytes)))
+
+
 def gpus_of(hardware: str | None) -> int:
     """GPUs that a node's ``hardware`` text names: 2 for ``2x h100``, else 1."""
     several = _SEVERAL.match(hardware or "")

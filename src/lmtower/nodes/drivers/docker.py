@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LABEL_ENGINE, LABEL_PORT, LABEL_SPEC, LaunchSpec
 from lmtower.errors import EngineError, NodeError
-from lmtower.nodes.drivers.base import Observed, Progress, Report
+from lmtower.nodes.drivers.base import VERSION_PROGRAM, Observed, Progress, Report, parse_version
 from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
 from lmtower.nodes.reach import explain_unreachable
 from lmtower.nodes.tunnel import DOCKER_SOCKET, Tunnel
@@ -150,6 +150,26 @@ class DockerDriver:
                 raise EngineError(f"engine {spec.engine!r}: {failure}")
         finally:
             await self.stop(helper.name, grace_seconds=0)
+
+    async def version(self, image: str) -> str | None:
+        """The image's own Python is asked, in a container without GPUs. Images that are not there are not pulled."""
+
+        def act(client: DockerClient) -> str | None:
+            if not _has_image(client, image):
+                return None
+            command = ["-c", VERSION_PROGRAM]
+            asked = client.containers.create(image, command, entrypoint=["python3"], network_mode="none")
+            try:
+                asked.start()
+                asked.wait()
+                out: bytes = asked.logs(stderr=False)
+            except _errors().APIError:  # no Python in it, or none that can run here
+                return None
+            finally:
+                asked.remove(force=True)
+            return parse_version(out.decode("utf-8", "replace"))
+
+        return await self._ask(act)
 
     async def close(self) -> None:
         """Close the connection; containers stay."""

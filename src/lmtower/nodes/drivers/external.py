@@ -48,6 +48,10 @@ class ExternalDriver:
     async def pull(self, spec: LaunchSpec, report: Report) -> None:
         """Nothing of it is fetched by us."""
 
+    async def version(self, image: str) -> str | None:
+        """Whoever runs it knows."""
+        return None
+
     async def close(self) -> None:
         """There is no connection to let go of."""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError
-from lmtower.nodes.drivers.base import Observed, Progress, Report
+from lmtower.nodes.drivers.base import VERSION_PROGRAM, Observed, Progress, Report, parse_version
 from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
 from lmtower.nodes.tail import follow_file, last_lines
 
@@ -124,6 +124,17 @@ class ProcessDriver:
                 report(Progress(f"weights {spec.served_model}", *at))
         if await process.wait():
             raise EngineError(f"engine {spec.engine!r}: {recognise(''.join(said), 1, engine=spec.engine)}")
+
+    async def version(self, image: str) -> str | None:
+        """``image`` is a Python; it is asked."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                image, "-c", VERSION_PROGRAM, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env=dict(self._environ)
+            )
+        except OSError:
+            return None
+        out, _ = await process.communicate()
+        return parse_version(out.decode("utf-8", "replace"))
 
     async def close(self) -> None:
         """End all children."""
