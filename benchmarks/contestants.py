@@ -89,11 +89,8 @@ def _venv(name: str) -> Path:
     mark = folder / ".pinned"
     if mark.exists() and mark.read_text() == PINS[name]:
         return folder / "bin"
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if uv is None:
-        raise BenchError("the neighbours are installed with uv: pip install uv")
-    for argv in ([uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)],
-                 [uv, "pip", "install", "-q", "--python", str(folder / "bin/python"), PINS[name]]):  # fmt: skip
+    pip = [str(folder / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    for argv in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, PINS[name]]):
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"cannot install {PINS[name]}: {done.stderr[-400:]}")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmtower.gateway import routes, server
+from lmtower.gateway import connection, routes
 from lmtower.gateway.exchange import Exchange
 from lmtower.gateway.server import Server
 from tests.gateway.support import until
@@ -224,8 +224,8 @@ async def test_stalled_reader_pauses_the_sender() -> None:
         _reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(echo.paused.wait(), 10)
-        buffered = [connection.transport.get_write_buffer_size() for connection in found.connections]
-        assert buffered[0] <= server.WRITE_BUFFER + 65536 + 16
+        buffered = [one.transport.get_write_buffer_size() for one in found.connections]
+        assert buffered[0] <= connection.WRITE_BUFFER + 65536 + 16
         writer.transport.abort()
 
 
@@ -236,8 +236,8 @@ async def test_deadlines_close_slow_and_idle_connections() -> None:
         slow.write(b"POST /a HTTP/1.1\r\nhost:")
         idle_reader, idle = await asyncio.open_connection("127.0.0.1", port)
         await until(lambda: len(found.connections) == 2 and any(c._in_message for c in found.connections))
-        later = server.monotonic() + server.IDLE_SECONDS + server.HEADER_SECONDS
-        found._tick(later)
+        later = connection.monotonic() + connection.IDLE_SECONDS + connection.HEADER_SECONDS
+        found.tick(later)
         assert statuses(await slow_reader.read()) == [408]
         assert await idle_reader.read() == b""
         slow.close()
@@ -277,5 +277,56 @@ def test_request_cut_anywhere_is_the_same_request(cuts: list[int], body: bytes) 
             assert b"/a " + body in await asyncio.wait_for(reader.read(), 5)
             assert echo.seen == [("POST", "/a", b"b=c", len(body))]
             writer.close()
+
+    asyncio.run(scenario())
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_known_heads_are_the_same_requests_as_parsed_ones(data: st.DataObject) -> None:
+    """Heads that repeat, change a little or lie about the length, cut anywhere: what the handler sees and what is
+    refused is what a connection of its own per request makes of it."""
+    paths = data.draw(st.lists(st.sampled_from([b"/a", b"/a?b", b"/other"]), min_size=1, max_size=5))
+    bodies = [data.draw(st.binary(max_size=300)) for _ in paths]
+    odd = data.draw(st.sampled_from([b"", b"x-more: 1", b"expect: 100-continue", b"x: content-length: 7"]))
+    requests = [
+        post(path, body, *([odd] if odd and number % 2 else []))
+        for number, (path, body) in enumerate(zip(paths, bodies, strict=True))
+    ]
+    stream = b"".join(requests)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    last = data.draw(
+        st.sampled_from(
+            [
+                b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n",
+                b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: +1\r\n\r\n",
+                b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+            ]
+        )
+    )
+
+    async def scenario() -> None:
+        async with serving() as (_, echo, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            at = 0
+            for cut in [*cuts, len(stream)]:
+                writer.write(stream[at:cut])
+                await writer.drain()
+                await asyncio.sleep(0)
+                at = cut
+            await until(lambda: len(echo.seen) == len(requests))
+            writer.write(last)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+        expected = [
+            ("POST", p.partition(b"?")[0].decode(), p.partition(b"?")[2], len(b))
+            for p, b in zip(paths, bodies, strict=True)
+        ]
+        assert echo.seen[: len(requests)] == expected
+        for path, body in zip(paths, bodies, strict=True):
+            assert path.partition(b"?")[0] + b" " + body in answer
+        final = 413 if b"99999" in last else 200 if last.startswith(b"GET") else 400
+        assert [s for s in statuses(answer) if s != 100][len(requests) :] == [final]
 
     asyncio.run(scenario())

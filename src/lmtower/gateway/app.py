@@ -74,11 +74,13 @@ class Gateway:
         self.metrics = Metrics(
             configuration.tower.observability.max_clients, lambda: tower_state(self), version=version
         )
-        self.watch = Watch(self.clock)
+        self.watch = Watch(self.clock, self._live_engines)
         self.draining = False
         self._configure = configure
         self._files: dict[Path, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._retiring: set[Engine] = set()
+        """Engines that no snapshot names any more, with requests still running."""
         self.snapshot: Snapshot = self._build(1, configuration, {})
         dispatcher = Dispatcher(self.watch, self.metrics, self.clock)
         self.knowledge = Knowledge(configuration.tower.stores.listen, data_dir)
@@ -151,7 +153,7 @@ class Gateway:
                 engine.start()
         for name, engine in old.engines.items():
             if self.snapshot.engines.get(name) is not engine:
-                self._tasks.append(asyncio.create_task(_retire(engine)))
+                self._tasks.append(asyncio.create_task(self._retire(engine)))
         log.info("reloaded", version=self.snapshot.version)
 
     def _build(self, version: int, configuration: Configuration, old: Mapping[str, Engine]) -> Snapshot:
@@ -169,6 +171,16 @@ class Gateway:
         built = snapshot.build(version, configuration.tower, configuration.upstreams, engines, int(time.time()))
         self.metrics.set_ttft_targets({p.name: p.ttft_target for p in built.personas.values() if p.ttft_target})
         return built
+
+    def _live_engines(self) -> tuple[Engine, ...]:
+        return (*self.snapshot.engines.values(), *self._retiring)
+
+    async def _retire(self, engine: Engine) -> None:
+        """Close an engine that no snapshot names any more, after its last request."""
+        self._retiring.add(engine)
+        await engine.admission.idle()
+        self._retiring.discard(engine)
+        engine.close()
 
     async def _watch_files(self) -> None:
         while True:
@@ -224,12 +236,6 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-
-
-async def _retire(engine: Engine) -> None:
-    """Close an engine that no snapshot names any more, after its last request."""
-    await engine.admission.idle()
-    engine.close()
 
 
 async def _listen(server: Server, address: str, key: str, tls: ssl.SSLContext | None) -> tuple[str, int]:

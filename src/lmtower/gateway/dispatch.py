@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lmtower.gateway import identity
-from lmtower.gateway.engine import Replica
-from lmtower.gateway.exchange import JSON
+from lmtower.gateway.engine import Engine, Replica
+from lmtower.gateway.exchange import JSON, Header
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.relay import Relay, Watch
 from lmtower.gateway.upstream import Call, UpstreamLost
@@ -45,9 +44,8 @@ class Dispatcher:
             self.watch.relays.add(relay)
         try:
             if not admission.try_enter(lane):
-                patience = identity.patience(flow.exchange.request.headers)
                 try:
-                    await admission.enter(lane, patience)
+                    await admission.enter(lane, flow.caller.patience)
                 finally:
                     flow.queue_seconds = self.clock() - flow.started_at
             entered = self.clock()
@@ -62,14 +60,14 @@ class Dispatcher:
             if relay is not None:
                 self.watch.relays.discard(relay)
 
-    async def send(self, flow: Flow, prepared: Prepared | Again) -> tuple[Call, Replica]:
-        """Send the request to a replica and wait for the head of the answer. Raises Fault(502)."""
+    async def send(self, flow: Flow, prepared: Prepared | Again, *, whole: bool) -> tuple[Call, Replica]:
+        """Send the request to a replica and wait for its answer: all of it, or the head. Raises Fault(502).
+
+        The caller gives the call and its replica to ``_release``.
+        """
         engine = flow.engine
         assert engine is not None
-        headers = [(b"x-request-id", flow.request_id.encode()), *prepared.headers]
-        trace = flow.exchange.request.headers.get(b"traceparent")
-        if trace is not None:
-            headers.append((b"traceparent", trace))
+        headers = self._headers(flow, prepared)
         key = self._affinity(flow) if len(engine.replicas) > 1 else None
         tried: frozenset[str] = frozenset()
         for _ in range(ATTEMPTS):
@@ -81,53 +79,67 @@ class Dispatcher:
             try:
                 call = await replica.pool.call(prepared.path, prepared.pieces, headers=headers)
                 flow.replica = replica.upstream.replica
-                self.watch.calls[call] = self.clock()
-                await call.head()
+                if whole:
+                    await call.done()
+                else:
+                    await call.head()
                 replica.circuit.succeeded()
             except UpstreamLost as lost:
                 replica.in_flight -= 1
-                log.warning("engine lost", engine=engine.name, replica=replica.upstream.replica, reason=str(lost))
-                self.metrics.count(UPSTREAM_RETRIES, engine.name, "connection" if lost.fresh else "unreachable")
-                if lost.fresh and call is not None:
-                    replica.pool.drop_idle()
-                else:
-                    replica.circuit.failed(self.clock())
-                    engine.resize()
+                if call is not None and call.status:
+                    replica.circuit.succeeded()
+                    raise _died() from None
+                if not (lost.fresh and call is not None):
                     tried |= {replica.upstream.replica}
-                if call is not None and not lost.fresh:
-                    # it may have seen the request: sending it again could run it twice
-                    raise Fault(502, "engine_unavailable", "The engine died while it worked on this request.") from None
-                continue
+                self._lost(engine, replica, call, lost)
             except BaseException:
-                replica.in_flight -= 1
-                if call is not None:
-                    call.close()
+                self._release(flow, call, replica)
                 raise
-            finally:
-                if call is not None:
-                    self.watch.calls.pop(call, None)
-            return call, replica
+            else:
+                return call, replica
         raise Fault(502, "engine_unavailable", "The engine is not running or cannot be reached.", retry_after=5)
 
+    def _headers(self, flow: Flow, prepared: Prepared | Again) -> list[Header]:
+        headers = [(b"x-request-id", flow.request_id.encode()), *prepared.headers]
+        if flow.trace is not None:
+            headers.append((b"traceparent", flow.trace.header))
+        elif flow.caller.traced:
+            headers.append((b"traceparent", flow.exchange.request.headers[b"traceparent"]))
+        return headers
+
+    def _lost(self, engine: Engine, replica: Replica, call: Call | None, lost: UpstreamLost) -> None:
+        """A replica gave no answer. Raises Fault(502) if it may have seen the request: again could mean twice."""
+        log.warning("engine lost", engine=engine.name, replica=replica.upstream.replica, reason=str(lost))
+        self.metrics.count(UPSTREAM_RETRIES, engine.name, "connection" if lost.fresh else "unreachable")
+        if lost.fresh and call is not None:
+            replica.pool.drop_idle()
+            return
+        replica.circuit.failed(self.clock())
+        engine.resize()
+        if call is not None:
+            raise _died()
+
+    async def _fetch(self, flow: Flow, prepared: Prepared | Again) -> bytes:
+        """The body of an answer with status 200. Raises Fault."""
+        call, replica = await self.send(flow, prepared, whole=True)
+        replica.in_flight -= 1
+        body = await call.body()
+        if call.status != 200:
+            raise self._refusal(flow, call.status, body)
+        return body
+
     async def _whole(self, flow: Flow, prepared: Prepared) -> None:
-        call, replica = await self.send(flow, prepared)
-        try:
-            self.watch.calls[call] = self.clock()
-            body = await self._body(call)
-            if call.status != 200:
-                raise self._refusal(flow, call.status, body)
-            if prepared.more:
-                answer = await self._batches(flow, prepared, body)
-            else:
-                answer = prepared.reply.body(body)
-            if prepared.reply.again is not None:
-                answer = await self._again(flow, prepared)
-            self._learn(flow, prepared)
-            flow.done()
-            flow.exchange.respond(200, [JSON, *flow.headers], answer)
-        finally:
-            self.watch.calls.pop(call, None)
-            self._release(flow, call, replica)
+        reply = prepared.reply
+        body = await self._fetch(flow, prepared)
+        if prepared.more:
+            answer = await self._batches(flow, prepared, body)
+        else:
+            answer = reply.body(body)
+        if reply.again is not None:
+            answer = await self._again(flow, prepared)
+        self._learn(flow, prepared)
+        flow.done()
+        flow.exchange.respond(200, [JSON, *flow.headers], answer)
 
     async def _batches(self, flow: Flow, prepared: Prepared, first: bytes) -> bytes:
         """The rest of a request that was split over the engine's limit, one batch after the other."""
@@ -135,40 +147,22 @@ class Dispatcher:
         assert isinstance(reply, EmbeddingsReply)
         bodies = [first]
         for pieces in prepared.more:
-            bodies.append(await self._whole_body(flow, Again(prepared.path, pieces)))
+            bodies.append(await self._fetch(flow, Again(prepared.path, pieces)))
         return reply.join(bodies)
 
     async def _again(self, flow: Flow, prepared: Prepared) -> bytes:
         """The second request that the first answer turned out to need."""
         again = prepared.reply.again
         assert again is not None
-        return prepared.reply.retried(await self._whole_body(flow, again))
-
-    async def _whole_body(self, flow: Flow, again: Again) -> bytes:
-        call, replica = await self.send(flow, again)
-        try:
-            self.watch.calls[call] = self.clock()
-            body = await self._body(call)
-            if call.status != 200:
-                raise self._refusal(flow, call.status, body)
-            return body
-        finally:
-            self.watch.calls.pop(call, None)
-            self._release(flow, call, replica)
-
-    async def _body(self, call: Call) -> bytes:
-        try:
-            return await call.body()
-        except UpstreamLost:
-            raise Fault(502, "engine_unavailable", "The engine died while it worked on this request.") from None
+        return prepared.reply.retried(await self._fetch(flow, again))
 
     async def _stream(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
         relay.waiting_since = self.clock()
-        call, replica = await self.send(flow, prepared)
+        call, replica = await self.send(flow, prepared, whole=False)
         reply = prepared.reply
         try:
             if call.status != 200 or not call.event_stream:
-                raise self._refusal(flow, call.status, await self._body(call))
+                raise await self._not_a_stream(flow, call)
             relay.open()
             relay.attach(call)
             try:
@@ -185,6 +179,12 @@ class Dispatcher:
         self._learn(flow, prepared)
         if reply.complete:
             flow.exchange.finish()
+
+    async def _not_a_stream(self, flow: Flow, call: Call) -> Fault:
+        try:
+            return self._refusal(flow, call.status, await call.body())
+        except UpstreamLost:
+            return _died()
 
     async def _finish_again(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
         """The end of a stream that a second request makes possible; keep-alives go on meanwhile."""
@@ -234,9 +234,9 @@ class Dispatcher:
             log.warning("engine error", engine=flow.persona.engine, status=status, request_id=flow.request_id)
         return fault
 
-    def _release(self, flow: Flow, call: Call, replica: Replica) -> None:
+    def _release(self, flow: Flow, call: Call | None, replica: Replica) -> None:
         replica.in_flight -= 1
-        if not call.complete and call.error is None:
+        if call is not None and not call.complete and call.error is None:
             assert flow.engine is not None
             self.metrics.count(UPSTREAM_CANCELLED, flow.engine.name)
             call.close()
@@ -255,6 +255,10 @@ class Dispatcher:
         body = flow.exchange.request.body
         at = max(body.find(b'"messages"'), body.find(b'"prompt"'), body.find(b'"input"'), 0)
         return flow.asked.encode() + body[at : at + 256]
+
+
+def _died() -> Fault:
+    return Fault(502, "engine_unavailable", "The engine died while it worked on this request.")
 
 
 def _not_supported(flow: Flow, fault: Fault) -> Fault:

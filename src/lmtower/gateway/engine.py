@@ -8,7 +8,7 @@ from typing import Literal
 
 from lmtower.gateway.admission import Admission
 from lmtower.gateway.routing import Candidate, choose
-from lmtower.gateway.upstream import Pool, UpstreamLost
+from lmtower.gateway.upstream import Call, Pool, UpstreamLost
 from lmtower.gateway.upstreams import Upstream
 from lmtower.logs import get_logger
 
@@ -104,6 +104,10 @@ class Engine:
             task.cancel()
         for replica in self.replicas:
             replica.pool.close()
+
+    def calls(self) -> list[Call]:
+        """The calls that run now."""
+        return [call for replica in self.replicas for call in replica.pool.calls()]
 
     def condition(self) -> Condition:
         """The engine's state from its replicas: ready when one of them is."""

@@ -1,13 +1,13 @@
 """The seam between the HTTP server and everything behind it: a request in; start, send, finish, disconnected out.
 
-The handler is one coroutine per request. When the client goes away the server cancels it, so that leaving the
-handler (queue, engine connection) needs no polling anywhere. Tests drive the handler with an exchange in memory.
+The handler is one coroutine per request, run as an ``Errand``. When the client goes away the server cancels it, so
+that leaving the handler (queue, engine connection) needs no polling anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from lmtower.wire.faults import Dialect
 
@@ -22,10 +22,14 @@ SSE: Headers = (
 )
 
 
-class Request:
-    """One complete request. Header names are lower case; of repeated headers the last one counts."""
+class Head:
+    """Method, target and headers of a request. Header names are lower case; of repeated headers the last one counts.
 
-    __slots__ = ("body", "headers", "method", "path", "peer", "query", "received")
+    The next request on a connection often says the very same: then it has the same ``Head``, and with it ``known``,
+    where the handler keeps what it found out from the headers alone.
+    """
+
+    __slots__ = ("headers", "http11", "keep_alive", "known", "method", "path", "query")
 
     def __init__(
         self,
@@ -33,14 +37,30 @@ class Request:
         path: str,
         query: bytes = b"",
         headers: dict[bytes, bytes] | None = None,
-        body: bytes = b"",
-        peer: str = "",
-        received: float = 0.0,
+        *,
+        keep_alive: bool = True,
+        http11: bool = True,
     ) -> None:
         self.method = method
         self.path = path
         self.query = query
         self.headers = headers if headers is not None else {}
+        self.keep_alive = keep_alive
+        self.http11 = http11
+        self.known: Any = None
+
+
+class Request:
+    """One complete request."""
+
+    __slots__ = ("body", "head", "headers", "method", "path", "peer", "query", "received")
+
+    def __init__(self, head: Head, body: bytes = b"", peer: str = "", received: float = 0.0) -> None:
+        self.head = head
+        self.method = head.method
+        self.path = head.path
+        self.query = head.query
+        self.headers = head.headers
         self.body = body
         self.peer = peer
         self.received = received
@@ -76,7 +96,10 @@ class Exchange(Protocol):
     def abort(self) -> None:
         """Cut the connection, so that a broken answer cannot look complete."""
 
+    def cancel(self) -> None:
+        """End the handler of this request where it waits, as if the client had left."""
 
-Handler = Callable[[Exchange], Awaitable[None]]
+
+Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 DialectOf = Callable[[str], Dialect]
 """Path -> dialect for errors that arise before the handler runs (a body over the limit, broken HTTP)."""

@@ -10,9 +10,10 @@ from itertools import count
 
 import msgspec
 
-from lmtower.gateway import identity, routes
+from lmtower.gateway import identity
+from lmtower.gateway.caller import Caller, Way
 from lmtower.gateway.dispatch import Dispatcher
-from lmtower.gateway.exchange import JSON, Exchange, Header
+from lmtower.gateway.exchange import JSON, Exchange, Request
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.intake import Intake
 from lmtower.gateway.knowledge import Knowledge
@@ -29,7 +30,8 @@ from lmtower.telemetry.metrics import Metrics
 from lmtower.telemetry.tracing import Tracer, begin
 from lmtower.wire import faults, models
 from lmtower.wire import top as tops
-from lmtower.wire.faults import Dialect, Fault
+from lmtower.wire.faults import Fault
+from lmtower.wire.top import Top
 
 log = get_logger(__name__)
 
@@ -65,53 +67,56 @@ class Handler:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one request."""
         request = exchange.request
-        request_id = identity.request_id(request.headers) or f"{self._prefix}{next(self._count):08x}"
-        route, tail = routes.find(request.path)
-        dialect = route.dialect if route else routes.dialect_of(request.path)
+        snapshot = self.snapshot()
+        caller: Caller | None = request.head.known
+        if caller is None or caller.snapshot is not snapshot or caller.keys is not self.ledger.keys:
+            caller = request.head.known = Caller(request, snapshot, self.ledger.keys)
+        request_id = caller.request_id or f"{self._prefix}{next(self._count):08x}"
+        route = caller.route
         try:
-            if request.method == "OPTIONS":
-                self._preflight(exchange, request_id)
+            if route is not None and route.kind == "model" and request.method == "POST":
+                await self._model(exchange, caller, request_id)
+            elif request.method == "OPTIONS":
+                self._preflight(exchange, caller, request_id)
             elif route is None:
                 raise Fault(404, "unknown_route", f"There is no {request.method} {request.path[:200]} here.")
             elif request.method not in route.methods:
                 allow = (b"allow", ", ".join(route.methods).encode())
                 raise Fault(405, "method_not_allowed", f"Use {' or '.join(route.methods)}.", headers=(allow,))
-            elif route.kind == "model":
-                await self._model(exchange, route, tail, request_id)
             elif route.kind == "stores":
-                headers = [(b"x-request-id", request_id.encode()), *self._cors(exchange)]
-                await self.knowledge.forward(exchange, self.client(request.headers), tail, headers)
+                headers = [(b"x-request-id", request_id.encode()), *caller.cors]
+                await self.knowledge.forward(exchange, self.client(caller, request), caller.tail, headers)
             else:
-                self._side(exchange, route, tail, request_id)
+                self._side(exchange, caller, route, request_id)
         except Fault as fault:
-            self.refuse(exchange, fault, dialect, request_id)
+            self.refuse(exchange, fault, caller, request_id)
 
-    def refuse(self, exchange: Exchange, fault: Fault, dialect: Dialect, request_id: str) -> None:
+    def refuse(self, exchange: Exchange, fault: Fault, caller: Caller, request_id: str) -> None:
         """Answer with an error, in the stream if it has begun."""
         if exchange.started:
-            exchange.send(faults.event(fault, dialect, request_id))
+            exchange.send(faults.event(fault, caller.dialect, request_id))
             exchange.abort()
             return
-        headers = [JSON, (b"x-request-id", request_id.encode()), *fault.header_lines(), *self._cors(exchange)]
-        exchange.respond(faults.status(fault, dialect), headers, faults.render(fault, dialect, request_id))
+        headers = [JSON, (b"x-request-id", request_id.encode()), *fault.header_lines(), *caller.cors]
+        exchange.respond(
+            faults.status(fault, caller.dialect), headers, faults.render(fault, caller.dialect, request_id)
+        )
 
     # -- model requests --------------------------------------------------------------------------------------
 
-    async def _model(self, exchange: Exchange, route: Route, deployment: str, request_id: str) -> None:
-        flow = Flow(exchange, self.snapshot(), route.protocol, route.dialect, request_id)
+    async def _model(self, exchange: Exchange, caller: Caller, request_id: str) -> None:
+        flow = Flow(exchange, caller, request_id, self._record)
         flow.time = time.time()
         if self.tracer is not None:
             flow.trace = begin(exchange.request.headers)
-        flow.headers += self._cors(exchange)
-        flow.on_done = self._record
         try:
-            await self._serve(flow, route, deployment)
+            await self._serve(flow, caller)
         except Fault as fault:
             flow.status = faults.status(fault, flow.dialect)
             if flow.outcome == "ok":
                 flow.outcome = _outcome(fault)
             flow.done()
-            self.refuse(exchange, fault, flow.dialect, request_id)
+            self.refuse(exchange, fault, caller, request_id)
         except asyncio.CancelledError:
             flow.outcome = "cancelled"
             flow.status = 499
@@ -123,53 +128,77 @@ class Handler:
         finally:
             flow.done()
 
-    async def _serve(self, flow: Flow, route: Route, deployment: str) -> None:
+    async def _serve(self, flow: Flow, caller: Caller) -> None:
         request = flow.exchange.request
         if self.draining:
             raise Fault(503, "shutting_down", "The tower is shutting down.", retry_after=10)
-        flow.client = self.client(request.headers)
+        flow.client = self.client(caller, request)
         top = tops.split(request.body)
-        flow.asked = tops.text(top, "model") or deployment
-        persona = flow.persona = self._persona(flow.snapshot, flow.client, flow.asked, route)
-        flow.asked = flow.asked or persona.name
-        flow.end_user = identity.end_user(request.headers, top)
-        flow.session = identity.session(request.headers, top)
-        if route.protocol not in PREPARERS:
-            raise Fault(501, "not_supported", f"{request.path} is not supported by this tower.", should_retry=False)
+        way = self._way(flow, caller, top)
+        persona = flow.persona = way.persona
+        flow.end_user = caller.end_user or identity.field(top, "user")
+        flow.session = caller.session or identity.field(top, "prompt_cache_key")
         rules = await self.intake.take(flow, top, persona)
-        found = await self.knowledge.search(flow, top, persona)
-        prepared = prepare(route.protocol, top, persona, flow.asked, flow.request_id)
+        found = await self.knowledge.search(flow, top, persona) if persona.stores or "tools" in top else None
+        prepared = prepare(flow.protocol, top, persona, flow.asked, flow.request_id)
         if prepared.local is not None:
-            headers = [JSON, (b"x-request-id", flow.request_id.encode())]
-            flow.exchange.respond(200, headers, prepared.local)
+            flow.exchange.respond(200, [JSON, (b"x-request-id", flow.request_id.encode())], prepared.local)
             return
-        self.intake.guard(flow, prepared, rules)
-        prepared.reply = self.knowledge.cite(prepared.reply, found)
-        flow.engine = flow.snapshot.engines[persona.engine]
+        if rules is not None:
+            self.intake.guard(flow, prepared, rules)
+        if found is not None:
+            prepared.reply = self.knowledge.cite(prepared.reply, found)
+        flow.engine = way.engine
         flow.reply = prepared.reply
         flow.stream = prepared.stream
-        if self.quota.shared:
-            await self.quota.reserve_shared(flow, top)
-        else:
-            self.quota.reserve(flow, top)
-        if route.fim or (route.protocol == "completions" and persona.fim):
+        if not way.free:
+            await self.quota.reserve(flow, top)
+        if way.fim:
             editor = (flow.client.id, persona.name, flow.session or request.peer, request.headers.get(b"user-agent"))
-            with self.newest.only(editor, request.body):
+            with self.newest.only(editor, request.body, flow.exchange.cancel):
                 await self.dispatcher.run(flow, prepared)
         else:
             await self.dispatcher.run(flow, prepared)
 
-    def client(self, headers: dict[bytes, bytes]) -> Client:
+    def client(self, caller: Caller, request: Request) -> Client:
         """The client behind a request's key. Raises Fault(401)."""
-        tokens = identity.tokens(headers)
+        client = caller.client
+        if client is not None and (client.expires_at is None or client.expires_at > time.time()):
+            return client
+        tokens = identity.tokens(request.headers)
         for token in tokens:
-            client = self.ledger.find(token)
+            client = caller.client = self.ledger.find(token)
             if client is not None:
                 return client
         self.metrics.count(AUTH_FAILURES, "unknown_key" if tokens else "missing_key")
         if tokens:
             raise Fault(401, "invalid_api_key", "This API key is not valid: unknown, expired or revoked.")
         raise Fault(401, "missing_api_key", "Send an API key as 'Authorization: Bearer <key>' or in 'x-api-key'.")
+
+    def _way(self, flow: Flow, caller: Caller, top: Top) -> Way:
+        """Where the request's model leads. Raises Fault."""
+        written = top.get("model")
+        key = b"" if written is None else bytes(written)
+        way = caller.ways.get(key)
+        if way is None:
+            way = self._find_way(flow, caller, top)
+            caller.remember(key, way)
+        flow.asked = way.asked
+        return way
+
+    def _find_way(self, flow: Flow, caller: Caller, top: Top) -> Way:
+        client, route, snapshot = flow.client, caller.route, caller.snapshot
+        assert client is not None
+        assert route is not None
+        asked = tops.text(top, "model") or caller.tail
+        flow.asked = asked
+        persona = flow.persona = self._persona(snapshot, client, asked, route)
+        if route.protocol not in PREPARERS:
+            path = flow.exchange.request.path
+            raise Fault(501, "not_supported", f"{path} is not supported by this tower.", should_retry=False)
+        fim = route.fim or (route.protocol == "completions" and bool(persona.fim))
+        free = not caller.repeats and self.quota.is_free(client, persona)
+        return Way(asked or persona.name, persona, snapshot.engines[persona.engine], fim=fim, free=free)
 
     def _persona(self, snapshot: Snapshot, client: Client, asked: str, route: Route) -> CompiledPersona:
         if not asked and client.personas is not None:
@@ -185,7 +214,8 @@ class Handler:
         if flow.client is None:
             return
         record = flow.record(self._clock())
-        self.quota.settle(flow, record)
+        if flow.reservation is not None:
+            self.quota.settle(flow, record)
         self.ledger.record(record)
         self.metrics.finished(record)
         if flow.stream and flow.last_at > flow.first_at and record.output_tokens > 1:
@@ -197,17 +227,17 @@ class Handler:
 
     # -- everything else -------------------------------------------------------------------------------------
 
-    def _side(self, exchange: Exchange, route: Route, tail: str, request_id: str) -> None:
-        snapshot = self.snapshot()
+    def _side(self, exchange: Exchange, caller: Caller, route: Route, request_id: str) -> None:
+        snapshot = caller.snapshot
         status, answer = 200, b'{"status":"ok"}'
         if route.kind == "models":
-            answer = self._models(snapshot, self.client(exchange.request.headers), tail)
+            answer = self._models(snapshot, self.client(caller, exchange.request), caller.tail)
         elif route.kind == "ready":
             conditions = {engine.name: engine.condition() for engine in snapshot.engines.values()}
             ready = all(condition == "ready" for condition in conditions.values()) and not self.draining
             status = 200 if ready else 503
             answer = msgspec.json.encode({"status": "ready" if ready else "not_ready", "engines": conditions})
-        exchange.respond(status, [JSON, (b"x-request-id", request_id.encode()), *self._cors(exchange)], answer)
+        exchange.respond(status, [JSON, (b"x-request-id", request_id.encode()), *caller.cors], answer)
 
     def _models(self, snapshot: Snapshot, client: Client, wanted: str) -> bytes:
         cards = [
@@ -222,19 +252,8 @@ class Handler:
                 return msgspec.json.encode(models.entry(card))
         raise Fault(404, "model_not_found", f"The model {wanted[:100]!r} does not exist.", param="model")
 
-    def _cors(self, exchange: Exchange) -> list[Header]:
-        allowed = self.snapshot().tower.gateway.cors
-        origin = exchange.request.headers.get(b"origin")
-        if not allowed or origin is None or ("*" not in allowed and origin.decode("latin-1") not in allowed):
-            return []
-        return [
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"x-request-id, retry-after"),
-            (b"vary", b"origin"),
-        ]
-
-    def _preflight(self, exchange: Exchange, request_id: str) -> None:
-        headers = [(b"x-request-id", request_id.encode()), *self._cors(exchange)]
+    def _preflight(self, exchange: Exchange, caller: Caller, request_id: str) -> None:
+        headers = [(b"x-request-id", request_id.encode()), *caller.cors]
         if len(headers) > 1:
             wanted = exchange.request.headers.get(b"access-control-request-headers", b"authorization, content-type")
             headers += [

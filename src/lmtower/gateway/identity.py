@@ -20,7 +20,6 @@ _SESSION_HEADERS = (
     b"x-litellm-session-id",
     b"x-session-id",
 )
-_SESSIONS = frozenset(_SESSION_HEADERS)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -37,30 +36,30 @@ def tokens(headers: Mapping[bytes, bytes]) -> list[str]:
     return [token for token in found if token]
 
 
-def end_user(headers: Mapping[bytes, bytes], top: Top) -> str:
-    """The person behind a shared key, as the client tells: Open WebUI's headers, else the body's ``user``."""
-    return _told(headers, _END_USER_HEADERS, top, "user")
+def end_user(headers: Mapping[bytes, bytes]) -> str:
+    """The person behind a shared key, by Open WebUI's headers; the body's ``user`` may tell, too."""
+    return _told(headers, _END_USER_HEADERS)
 
 
-def session(headers: Mapping[bytes, bytes], top: Top) -> str:
-    """The conversation, for affinity and reports."""
-    names = () if _SESSIONS.isdisjoint(headers) else _SESSION_HEADERS
-    return _told(headers, names, top, "prompt_cache_key")
+def session(headers: Mapping[bytes, bytes]) -> str:
+    """The conversation, for affinity and reports; the body's ``prompt_cache_key`` may tell, too."""
+    return _told(headers, _SESSION_HEADERS)
 
 
-def _told(headers: Mapping[bytes, bytes], names: Sequence[bytes], top: Top, field: str) -> str:
-    """The first of these headers that says something, else a text field of the body, else nothing."""
-    for name in names:
-        value = headers.get(name)
-        if value:
-            return _short(value.decode("latin-1"))
-    if field in top:
-        try:
-            found = tops.value(top, field)
-        except Fault:
-            return ""
-        return _short(found) if isinstance(found, str) else ""
-    return ""
+def _told(headers: Mapping[bytes, bytes], names: Sequence[bytes]) -> str:
+    """The first of these headers that says something, else nothing."""
+    return next((_short(headers[name].decode("latin-1")) for name in names if headers.get(name)), "")
+
+
+def field(top: Top, name: str) -> str:
+    """A text field of the body that says who asks; nothing when it is missing or something else."""
+    if name not in top:
+        return ""
+    try:
+        found = tops.value(top, name)
+    except Fault:
+        return ""
+    return _short(found) if isinstance(found, str) else ""
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str | None:

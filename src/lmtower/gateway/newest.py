@@ -8,7 +8,7 @@ same (minuet asks three times at once to choose from three answers).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 from lmtower.wire.faults import Fault
@@ -17,11 +17,11 @@ from lmtower.wire.faults import Fault
 class Superseded:
     """One running autocomplete request."""
 
-    __slots__ = ("body", "hit", "task")
+    __slots__ = ("body", "cancel", "hit")
 
-    def __init__(self, body: int, task: asyncio.Task[object]) -> None:
+    def __init__(self, body: int, cancel: Callable[[], None]) -> None:
         self.body = body
-        self.task = task
+        self.cancel = cancel
         self.hit = False
 
 
@@ -32,22 +32,18 @@ class Newest:
         self._running: dict[Hashable, list[Superseded]] = {}
 
     @contextmanager
-    def only(self, editor: Hashable, body: bytes) -> Iterator[None]:
-        """Run as the newest request of this editor. Raises Fault(409) when a newer one comes."""
-        task = asyncio.current_task()
-        assert task is not None
-        mine = Superseded(hash(body), task)
+    def only(self, editor: Hashable, body: bytes, cancel: Callable[[], None]) -> Iterator[None]:
+        """Run as the newest request of this editor. A newer one calls ``cancel``, and this raises Fault(409)."""
+        mine = Superseded(hash(body), cancel)
         others = self._running.setdefault(editor, [])
-        for other in others:
-            if other.body != mine.body and not other.hit:
-                other.hit = True
-                other.task.cancel()
         others.append(mine)
+        for other in [other for other in others if other.body != mine.body and not other.hit]:
+            other.hit = True
+            other.cancel()
         try:
             yield
         except asyncio.CancelledError:
-            # cancelled by a newer request, not by the client's leaving: the connection is still there to answer on
-            if mine.hit and task.uncancel() == 0:
+            if mine.hit:  # by a newer request; should the client have left, too, nobody reads the answer
                 raise Fault(
                     409, "superseded", "A newer autocomplete request of this editor came.", should_retry=False
                 ) from None

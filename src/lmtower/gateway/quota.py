@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Literal, TypedDict
 
@@ -10,6 +11,7 @@ from lmtower.gateway import identity
 from lmtower.gateway.exchange import Header
 from lmtower.gateway.flow import Flow
 from lmtower.ledger import Client, Ledger, LimitRefusal, Reservation, UsageRecord
+from lmtower.personas import CompiledPersona
 from lmtower.telemetry.families import LIMIT_REFUSALS
 from lmtower.telemetry.metrics import Metrics
 from lmtower.wire import top as tops
@@ -37,26 +39,20 @@ class Quota:
 
     def __init__(self, ledger: Ledger, metrics: Metrics) -> None:
         self._limits = ledger.limits
-        self.shared = ledger.limits.shared
-        """Whether other towers count too: then ``reserve_shared`` is to be awaited."""
         self._metrics = metrics
 
-    def reserve(self, flow: Flow, top: Top) -> None:
-        """Hold room for the request in all its limits. Raises Fault(429) when one of them is used up."""
-        persona, client = flow.persona, flow.client
-        assert persona is not None
-        assert client is not None
-        if (
-            persona.price is None
-            and not _says_retries(flow)
-            and self._limits.is_free(client, persona.name, persona.limits)
-        ):
-            return  # nothing is limited, nothing costs, nothing may be a repeat: the usual request
-        self._take(flow, self._limits.reserve(**_asked(flow, top), now=flow.time))
+    def is_free(self, client: Client, persona: CompiledPersona) -> bool:
+        """Whether nothing is limited and nothing costs, so that nothing needs to be held."""
+        return persona.price is None and self._limits.is_free(client, persona.name, persona.limits)
 
-    async def reserve_shared(self, flow: Flow, top: Top) -> None:
-        """``reserve`` over several towers."""
-        self._take(flow, await self._limits.reserve_shared(**_asked(flow, top)))
+    async def reserve(self, flow: Flow, top: Top) -> None:
+        """Hold room for the request in all its limits. Raises Fault(429) when one of them is used up."""
+        asked = _asked(flow, top)
+        if self._limits.shared:  # its client wants a task
+            held = await asyncio.create_task(self._limits.reserve_shared(**asked))
+        else:
+            held = self._limits.reserve(**asked, now=flow.time)
+        self._take(flow, held)
 
     def _take(self, flow: Flow, held: Reservation | LimitRefusal) -> None:
         assert flow.client is not None
@@ -117,11 +113,6 @@ def _largest_output(top: Top) -> int:
             if isinstance(value, int) and value > 0:
                 return value
     return DEFAULT_OUTPUT_TOKENS
-
-
-def _says_retries(flow: Flow) -> bool:
-    headers = flow.exchange.request.headers
-    return b"x-stainless-retry-count" in headers or b"idempotency-key" in headers
 
 
 def _fingerprint(flow: Flow) -> str:

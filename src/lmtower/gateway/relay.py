@@ -8,9 +8,10 @@ all streams (a tick a second) sends keep-alives and enforces the deadlines.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lmtower.config.types import Gateway as GatewayConfig
+from lmtower.gateway.engine import Engine
 from lmtower.gateway.exchange import SSE, Exchange
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.upstream import Call
@@ -60,9 +61,6 @@ class Relay:
             if self.call is not None:
                 self.call.fail("the answer cannot be relayed")
             return
-        if self._reply.enough and self.call is not None:
-            # the answer is complete (a stop string): what the engine would still write is not wanted
-            self.call.fail("enough")
         if out:
             now = self._clock()
             flow = self.flow
@@ -72,16 +70,19 @@ class Relay:
             if self._reply.complete:
                 flow.done()
             self.exchange.send(out)
+        if self._reply.enough and self.call is not None:
+            # the answer is complete (a stop string): what the engine would still write is not wanted. This comes
+            # last, because it wakes whoever waits for the end of the call.
+            self.call.fail("enough")
 
 
 class Watch:
-    """Everything that waits for an engine, looked at once a tick."""
+    """Everything that waits for an engine, looked at once a tick. ``engines`` are those that may have calls."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], engines: Callable[[], Iterable[Engine]]) -> None:
         self.relays: set[Relay] = set()
-        self.calls: dict[Call, float] = {}
-        """Calls without a relay (the answer does not stream) and when they began."""
         self._clock = clock
+        self._engines = engines
 
     async def run(self, config: Callable[[], GatewayConfig]) -> None:
         """Tick until cancelled, at least four times per keep-alive interval."""
@@ -103,9 +104,10 @@ class Watch:
                     continue
             if now - relay.last_write >= settings.keepalive:
                 relay.keep_alive(now)
-        for call, since in list(self.calls.items()):
-            if now - max(since, call.last_read) > settings.first_token_timeout:
-                call.fail("the engine gave no answer in time")
+        for engine in self._engines():
+            for call in engine.calls():
+                if not call.relayed and now - call.last_read > settings.first_token_timeout:
+                    call.fail("the engine gave no answer in time")
 
 
 def _too_slow(seconds: float, started: bool) -> Fault:

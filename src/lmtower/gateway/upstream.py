@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from lmtower.errors import EngineError
+from lmtower.gateway.errand import Signal
 from lmtower.wire.top import Piece, size
 
 IDLE_SECONDS = 4.0
@@ -47,52 +48,64 @@ class UpstreamLost(EngineError):
         self.fresh = fresh
 
 
-class Call:
-    """One request to an engine and its answer. Await ``head()`` then ``body()``, or attach a sink."""
+class Call(Signal):
+    """One request to an engine and its answer. Await ``head()`` and attach a sink, or await ``body()``."""
 
     __slots__ = (
         "_chunks",
         "_connection",
-        "_done",
-        "_head",
+        "_headers",
         "_sink",
+        "_wants_head",
         "complete",
         "error",
-        "headers",
         "last_read",
         "status",
     )
 
     def __init__(self, connection: Connection) -> None:
+        super().__init__()
         self.status = 0
-        self.headers: dict[bytes, bytes] = {}
         self.complete = False
         self.error: UpstreamLost | None = None
         self.last_read = monotonic()
+        """When something was last read; at first, when the request was sent."""
         self._connection: Connection | None = connection
+        self._headers: dict[bytes, bytes] | bytes = b""
         self._chunks: list[bytes] = []
         self._sink: Callable[[bytes], None] | None = None
-        self._head: asyncio.Future[None] | None = None
-        self._done: asyncio.Future[None] | None = None
+        self._wants_head = False
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """Header lines by name in lower case. Hardly anybody asks for those of a plain answer: then they are read."""
+        if isinstance(self._headers, bytes):
+            lines = [line.partition(b":") for line in self._headers.split(b"\r\n")[1:]]
+            self._headers = {name.lower(): value.strip() for name, _, value in lines}
+        return self._headers
 
     @property
     def event_stream(self) -> bool:
         """Whether the answer is an event stream."""
         return self.headers.get(b"content-type", b"").startswith(b"text/event-stream")
 
+    @property
+    def relayed(self) -> bool:
+        """Whether the body goes to a sink."""
+        return self._sink is not None
+
     async def head(self) -> None:
         """Wait for status and headers. Raises UpstreamLost."""
         if self.status == 0 and self.error is None:
-            self._head = asyncio.get_running_loop().create_future()
-            await self._head
+            self._wants_head = True
+            await self
         if self.error is not None and not self.status:
             raise self.error
 
     async def done(self) -> None:
         """Wait for the end of the answer. Raises UpstreamLost when it was cut short."""
         if not self.complete and self.error is None:
-            self._done = asyncio.get_running_loop().create_future()
-            await self._done
+            await self
         if self.error is not None:
             raise self.error
 
@@ -128,9 +141,10 @@ class Call:
     def began(self, status: int, headers: dict[bytes, bytes]) -> None:
         """Status and headers are there."""
         self.status = status
-        self.headers = headers
-        if self._head is not None and not self._head.done():
-            self._head.set_result(None)
+        self._headers = headers
+        if self._wants_head:
+            self._wants_head = False
+            self.wake()
 
     def read(self, data: bytes) -> None:
         """A piece of the body."""
@@ -139,14 +153,19 @@ class Call:
         else:
             self._chunks.append(data)
 
+    def answered(self, head: bytes, body: bytes) -> None:
+        """All of a plain answer, read at once."""
+        self.status = 200
+        self._headers = head
+        self._chunks.append(body)
+        self.ended(None)
+
     def ended(self, error: UpstreamLost | None) -> None:
         """The answer is complete, or (with an error) never will be."""
         self._connection = None
         self.complete = error is None
         self.error = error
-        for waiter in (self._head, self._done):
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+        self.wake()
 
     def fail(self, message: str) -> None:
         """End the call with an error of our own (a timeout)."""
@@ -161,13 +180,13 @@ class Connection(asyncio.Protocol):
     """One connection to an engine."""
 
     def __init__(self, pool: Pool) -> None:
-        self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.call: Call | None = None
         self.idle_since = 0.0
         self.used = False
         self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
+        self._parsing = False
         self._headers: dict[bytes, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -192,6 +211,14 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             return
         call.last_read = monotonic()
+        if not self._parsing:
+            end = plain_end(data)
+            if end:
+                self.call = None
+                self._pool.release(self)
+                call.answered(data[: end - 4], data[end:])
+                return
+            self._parsing = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -235,12 +262,27 @@ class Connection(asyncio.Protocol):
         if call is None or call.status == 0:
             return
         self.call = None
+        self._parsing = False
         if self._parser.should_keep_alive():
-            # before the waiter runs, so that its next call finds the connection
+            # before the waiter goes on, so that its next call finds the connection
             self._pool.release(self)
         else:
             self.transport.close()
         call.ended(None)
+
+
+def plain_end(data: bytes) -> int:
+    """Where the body begins if these bytes are all of an answer with status 200 and a length, on a connection that is
+    kept; else 0, and the parser looks at it. Most answers that do not stream are such."""
+    if not data.startswith(b"HTTP/1.1 200 "):
+        return 0
+    end = data.find(b"\r\n\r\n")
+    head = data[: end + 2].lower()
+    at = head.find(b"\r\ncontent-length:")
+    if at < 0 or end < 0 or b"\r\nconnection:" in head or b"\r\ntransfer-encoding:" in head:
+        return 0
+    length = head[at + 17 : head.find(b"\r\n", at + 17)].strip()
+    return end + 4 if length.isdigit() and len(data) - end - 4 == int(length) else 0
 
 
 class Pool:
@@ -272,7 +314,9 @@ class Pool:
         """Send a request. Raises UpstreamLost when no connection can be made."""
         length = size(pieces)
         head = self._head(method, path, headers, length)
-        connection = self._take() or await self._connect()
+        connection = self._take()
+        if connection is None:
+            connection = await asyncio.create_task(self._connect())
         return connection.send(head, pieces, length)
 
     def _head(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
@@ -317,6 +361,10 @@ class Pool:
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
         self._all.discard(connection)
+
+    def calls(self) -> list[Call]:
+        """The calls that run now."""
+        return [connection.call for connection in self._all if connection.call is not None]
 
     def drop_idle(self) -> None:
         """Forget the kept connections: one of them was closed at the other end, the others will be too."""

@@ -38,6 +38,11 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self._clients)
 
+    @property
+    def state(self) -> object:
+        """Another object after each change."""
+        return self._clients
+
     def clients(self) -> tuple[Client, ...]:
         """All of them."""
         return tuple(self._clients.values())

@@ -75,6 +75,12 @@ class Ledger:
         """The client with that key; None when it is unknown, expired or revoked."""
         return self._keys.find(token)
 
+    @property
+    def keys(self) -> object:
+        """Another object after each change of any key. While it is the same, what ``find`` gave still holds, but for
+        keys that expire."""
+        return self._keys.state
+
     def record(self, record: UsageRecord) -> None:
         """Write one finished request to the journal. Never raises: what the disk refuses waits in memory."""
         if self._pending_since is None:

@@ -1,8 +1,8 @@
 """Optional OpenTelemetry traces: one span per request, with the GenAI attribute names, sent over OTLP/HTTP.
 
 Theory of operation. A request's span is only made when it is over, from its usage record; at the beginning just its
-ids are drawn, because the engine must be told its parent: ``begin`` puts our ``traceparent`` in the place of the
-client's, and the gateway hands that on. So the engine's span hangs under ours, and ours under the client's. Export
+ids are drawn, because the engine must be told its parent: the gateway sends ``Trace.header`` in the place of the
+client's ``traceparent``. So the engine's span hangs under ours, and ours under the client's. Export
 happens on a thread of the SDK in batches; a collector that is gone costs nothing but the spans.
 
 The GenAI conventions are still in development and left OpenTelemetry's main package, so the names are written here.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,6 +43,11 @@ class Trace:
     parent_id: int
     sampled: bool
 
+    @property
+    def header(self) -> bytes:
+        """The ``traceparent`` for the engine: its parent is our span."""
+        return b"00-%032x-%016x-%02x" % (self.trace_id, self.span_id, self.sampled)
+
 
 class Traced(Finished, Protocol):
     """What a span is made of, beside what metrics read."""
@@ -56,17 +62,15 @@ class Traced(Finished, Protocol):
     def status(self) -> int: ...
 
 
-def begin(headers: dict[bytes, bytes]) -> Trace:
-    """Draw the ids and put our ``traceparent`` into ``headers``."""
+def begin(headers: Mapping[bytes, bytes]) -> Trace:
+    """Draw the ids of a request with these headers."""
     match = _TRACEPARENT.match(headers.get(b"traceparent", b""))
     trace_id = int(match[1], 16) if match else 0
     parent_id = int(match[2], 16) if match else 0
     if not (trace_id and parent_id):  # "All bytes as zero is considered an invalid value"
         trace_id, parent_id = secrets.randbits(128) or 1, 0
     sampled = bool(int(match[3], 16) & 1) if match and parent_id else True
-    trace = Trace(trace_id, secrets.randbits(64) or 1, parent_id, sampled)
-    headers[b"traceparent"] = b"00-%032x-%016x-%02x" % (trace.trace_id, trace.span_id, trace.sampled)
-    return trace
+    return Trace(trace_id, secrets.randbits(64) or 1, parent_id, sampled)
 
 
 def attributes(record: Traced) -> dict[str, Any]:

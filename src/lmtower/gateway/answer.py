@@ -1,0 +1,89 @@
+"""One request on a client's connection and the bytes of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from lmtower.gateway.exchange import Headers, Request
+
+if TYPE_CHECKING:
+    from lmtower.gateway.connection import Connection
+
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus} | {
+    529: b"HTTP/1.1 529 Overloaded\r\n"
+}
+
+
+class HttpExchange:
+    """See ``Exchange``."""
+
+    __slots__ = ("_connection", "_keep_alive", "finished", "on_pause", "on_resume", "request", "started")
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self.request = request
+        self.started = False
+        self.finished = False
+        self.on_pause: Callable[[], None] | None = None
+        self.on_resume: Callable[[], None] | None = None
+        self._connection = connection
+        self._keep_alive = request.head.keep_alive
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """The whole answer in one write."""
+        head = self._head(status, headers)
+        head.append(b"content-length: %d\r\n\r\n" % len(body))
+        if self.request.method != "HEAD":
+            head.append(body)
+        self._write(b"".join(head))
+        self.finished = True
+        self._connection.answered(self._keep_alive)
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Begin an answer of unknown length: chunked, or until the connection closes for HTTP/1.0."""
+        head = self._head(status, headers)
+        if self.request.head.http11:
+            head.append(b"transfer-encoding: chunked\r\n\r\n")
+        else:
+            self._keep_alive = False
+            head.append(b"\r\n")
+        self._write(b"".join(head))
+
+    def send(self, data: bytes) -> None:
+        """A piece of the answer."""
+        if data:
+            self._write(b"%x\r\n%b\r\n" % (len(data), data) if self.request.head.http11 else data)
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        if self.request.head.http11:
+            self._write(b"0\r\n\r\n")
+        self.finished = True
+        self._connection.answered(self._keep_alive)
+
+    def abort(self) -> None:
+        """Flush and cut without the last chunk, so that a truncated answer does not look complete."""
+        self.finished = True
+        self._connection.close()
+
+    def cancel(self) -> None:
+        """End the handler where it waits."""
+        self._connection.cancel(self)
+
+    def _head(self, status: int, headers: Headers) -> list[bytes]:
+        self.started = True
+        server = self._connection.server
+        if server.closing:
+            self._keep_alive = False
+        lines = [_STATUS_LINES[status], server.date]
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        if not self._keep_alive:
+            lines.append(b"connection: close\r\n")
+        return lines
+
+    def _write(self, data: bytes) -> None:
+        transport = self._connection.transport
+        if not transport.is_closing():
+            transport.write(data)

@@ -1,0 +1,61 @@
+"""Request heads that say the same again: found by comparing bytes, without parsing.
+
+Theory of operation. A client that keeps its connection sends the same request line and headers each time; only the
+length of the body differs. So once a head was parsed and found in order, its bytes before and behind the digits of
+Content-Length are kept. A later request that begins with these bytes, with other digits between them, parses to the
+same head: there is nothing in it that could be read in another way. Anything else goes through the parser.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from lmtower.gateway.exchange import Head
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,12})\r\n", re.IGNORECASE)
+_NEVER_AGAIN = (b"transfer-encoding", b"expect", b"upgrade")
+
+
+class Repeat:
+    """A head as bytes. ``match`` says whether more bytes begin with it."""
+
+    __slots__ = ("_after", "_before", "head")
+
+    def __init__(self, head: Head, before: bytes, after: bytes) -> None:
+        self.head = head
+        self._before = before
+        self._after = after
+
+    def match(self, data: bytes) -> tuple[int, int] | None:
+        """(where the body begins, its length) when the data begin with this head, else None."""
+        before = self._before
+        if not data.startswith(before):
+            return None
+        at = len(before)
+        end = data.find(b"\r", at, at + 13)
+        digits = data[at:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(self._after, end):
+            return None
+        return end + len(self._after), int(digits)
+
+
+def repeat_of(head: Head, data: bytes) -> Repeat | None:
+    """The head at the start of ``data``, if its like can be recognised: with a length, complete, kept alive."""
+    end = data.find(b"\r\n\r\n") + 4
+    if end < 4 or not head.keep_alive or not head.http11 or any(name in head.headers for name in _NEVER_AGAIN):
+        return None
+    found = _LENGTH.search(data, 0, end)
+    return None if found is None else Repeat(head, data[: found.start(1)], data[found.end(1) : end])
+
+
+def target(url: bytes) -> tuple[str, bytes]:
+    """Path (decoded) and query (as it came) of a request target, which may be absolute (RFC 9112 3.2.2)."""
+    if not url.startswith(b"/"):
+        scheme = url.find(b"://")
+        slash = url.find(b"/", scheme + 3) if scheme > 0 else -1
+        url = url[slash:] if slash > 0 else b"/"
+    path, _, query = url.partition(b"?")
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    return path.decode("latin-1"), query
