@@ -172,3 +172,12 @@ async def test_external_engine_that_does_not_answer_is_told(tmp_path: Path) -> N
     )
     (reason,) = await silent_externals(options.load().tower)
     assert reason.startswith("engine 'mine': nobody answers at http://127.0.0.1:9. Check engines.mine.url")
+
+
+def test_long_load_is_told_where_it_is() -> None:
+    """Elsewhere than on a terminal each new stage is a line, not every tick."""
+    out = io.StringIO()
+    printer = Printer(out)
+    for seconds, words in ((3, ""), (6, "reading weights"), (9, "reading weights"), (12, "compiling")):
+        printer(Event("coder", "spark", "load", words, elapsed=seconds))
+    assert out.getvalue().splitlines() == ["coder  load 6 s: reading weights", "coder  load 12 s: compiling"]

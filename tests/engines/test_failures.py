@@ -25,6 +25,36 @@ CASES = [
         "kv_cache",
         "context: 89424 or less",
     ),
+    (
+        "ValueError: Free memory on device (3.22/4.0 GiB) on startup is less than desired GPU memory utilization "
+        "(0.9, 3.6 GiB). Decrease GPU memory utilization",
+        "admission",
+        "3.22 of 4.0 GiB were free, and a utilisation of 0.9",
+    ),
+    (
+        "ValueError: To serve at least one request with the model's max seq len (204800), (13.73 GiB KV cache is "
+        "needed, which is larger than the available KV cache memory (0.01 GiB). Try increasing",
+        "kv_cache",
+        "needs 13.73 GiB of KV cache, and it has 0.01",
+    ),
+    (
+        "INFO Free memory on device (79.0/79.1 GiB) on startup. Desired GPU memory utilization is (0.3, 23.7 GiB).\n"
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "out_of_memory",
+        "ran out of memory",
+    ),
+    ("error: ambiguous option: --max-num could match --max-num-seqs, --max-num-x", "bad_flag", "in full"),
+    ("a/b contains custom code which must be executed to correctly load", "own_code", "{trust-remote-code: true}"),
+    ("Model architectures ['NewForCausalLM'] are not supported for now.", "unknown_model", "newer version"),
+    ("has model type `qwen9` but Transformers does not recognize", "unknown_model", "newer version"),
+    ("unknown or invalid runtime name: nvidia", "no_gpu", "container toolkit"),
+    ("nvidia-container-cli: initialization error: nvml error: driver not loaded", "no_gpu", "nvidia-smi"),
+    (
+        "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.9",
+        "driver_mismatch",
+        "newer GPU driver",
+    ),
+    ("You are trying to access a gated repo.\nMake sure to have access to it", "gated", "HF_TOKEN"),
     ("ValueError: No available memory for the cache blocks. Try increasing", "kv_cache", "no memory was left"),
     ("max_num_seqs (256) exceeds available Mamba cache blocks (184)", "mamba_blocks", "sequences: 184 or less"),
     ("AssertionError: Error in memory profiling. Initial free memory", "memory_changed", "one at a time"),

@@ -78,6 +78,39 @@ async def test_kept_engines_are_not_touched() -> None:
     await stage.supervisor.close()
 
 
+async def test_engine_that_an_interrupted_start_left_loading_is_waited_for() -> None:
+    """It runs as it should but does not answer yet: the next engine starts only when it does, and it is warmed up."""
+    answers = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        status = "200 OK" if answers.is_set() else "503 Loading"
+        writer.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    loading = LaunchSpec("big", "spark", "vllm", ("vllm",), port=port).sealed()
+    need = Need(warm_requests=(WarmRequest("short prompt", "/v1/completions", {}),))
+    stage = Stage(needs={"big": need}, tell_seconds=0.01)
+    await stage.drivers["spark"].start(loading)
+    stage.drivers["spark"].output[loading.name] = "Starting to load model x\n"
+    steps = diff([loading, spec_of("small")], await stage.drivers["spark"].observe())
+    run = asyncio.create_task(stage.apply.run(steps))
+    async with asyncio.timeout(20):
+        while not any(event.elapsed is not None for event in stage.events):  # noqa: ASYNC110 - told by a list
+            await asyncio.sleep(0.01)
+        assert stage.started() == ["lmtower-big"]
+        answers.set()
+        await run
+    assert stage.started() == ["lmtower-big", "lmtower-small"]
+    phases = [(event.engine, event.phase) for event in stage.events if event.seconds is not None]
+    assert phases.index(("big", "warm-up")) < phases.index(("small", "load"))
+    assert any(event.detail == "reading weights" for event in stage.events)
+    await stage.supervisor.close()
+    server.close()
+
+
 async def test_failed_engine_is_rolled_back_alone() -> None:
     """The others run, and the reason is told."""
     stage = Stage()

@@ -47,17 +47,25 @@ def down(
 
 
 def stop_tower(options: Options) -> bool:
-    """SIGTERM to the tower of this data folder, and wait until it is gone. False when none runs."""
+    """SIGTERM to the tower of this data folder, even one that is still starting, and wait until it is gone.
+
+    False when there is none.
+    """
+    from lmtower.cli.lock import who_works
     from lmtower.cli.running import running_tower
 
-    state = running_tower(options.data_dir)
-    if state is None:
+    def process() -> int | None:
+        state = running_tower(options.data_dir)
+        return int(state["pid"]) if state else who_works(options.data_dir)
+
+    pid = process()
+    if not pid:
         return False
-    os.kill(int(state["pid"]), signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _LONGEST_SECONDS
-    while running_tower(options.data_dir) is not None and time.monotonic() < deadline:
+    while process() is not None and time.monotonic() < deadline:
         time.sleep(0.1)
-    print(f"tower stopped (process {state['pid']})")
+    print(f"tower stopped (process {pid})")
     return True
 
 

@@ -25,12 +25,16 @@ class Printer:
         self._out = out
         self._live = out.isatty()
         self._tenths: dict[str, int] = {}
+        self._said: dict[str, str] = {}
         self._bar = False
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
         if event.progress is not None:
             self._progress(event.engine, event.progress)
+            return
+        if event.elapsed is not None:
+            self._goes_on(event, event.elapsed)
             return
         if event.phase == "fetch" and (event.seconds or 0) < 1:
             return
@@ -45,11 +49,23 @@ class Printer:
         share = at.done_bytes / at.total_bytes if at.total_bytes else 0.0
         text = f"{engine}  {at.what} {bar(share)} {at.done_bytes / _GIB:.1f} of {at.total_bytes / _GIB:.1f} GiB"
         if self._live:
-            print(f"\r{text}", end="", file=self._out, flush=True)
-            self._bar = True
+            self._in_place(text)
         elif int(share * 10) != self._tenths.get(at.what):
             self._tenths[at.what] = int(share * 10)
             print(text, file=self._out, flush=True)
+
+    def _goes_on(self, event: Event, elapsed: float) -> None:
+        """On a terminal the seconds are counted; elsewhere a line is worth it when something new is said."""
+        words = f": {event.detail}" if event.detail else ""
+        if self._live:
+            self._in_place(f"{event.engine}  {event.phase} {elapsed:.0f} s{words}")
+        elif event.detail and self._said.get(event.engine) != event.detail:
+            self._said[event.engine] = event.detail
+            self._line(f"{event.engine}  {event.phase} {elapsed:.0f} s{words}")
+
+    def _in_place(self, text: str) -> None:
+        print(f"\r{text}\x1b[K", end="", file=self._out, flush=True)
+        self._bar = True
 
     def _line(self, text: str) -> None:
         if self._bar:

@@ -20,6 +20,7 @@ def restart(
     ctx: typer.Context, engine: Annotated[str, typer.Argument(help="Name of the engine in the tower file.")]
 ) -> int:
     """Stop and start one engine and wait until it answers."""
+    from lmtower.cli.lock import at_work
     from lmtower.cli.running import running_tower
     from lmtower.errors import Refused
 
@@ -32,7 +33,8 @@ def restart(
         options.admin().post(f"/admin/engines/{engine}/restart", timeout=_LONGEST_SECONDS)
     else:
         _refuse_children(loaded, engine)
-        asyncio.run(_restart(options, loaded, engine))
+        with at_work(options.data_dir):
+            asyncio.run(_restart(options, loaded, engine))
     print(f"{engine} is ready", file=sys.stderr)
     return 0
 

@@ -61,4 +61,6 @@ def change_running_tower(options: Globals, loaded: Loaded, *, yes: bool) -> int:
         except AdminError as error:
             print(error, file=sys.stderr)
             failed = True
+        else:
+            print(f"{engine}  is ready", file=sys.stderr, flush=True)
     return 1 if failed or unreachable else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     import uvloop
 
     tune_allocator()
+    # until the gateway listens for it, SIGTERM ends a start as Ctrl-C does: children are stopped, links are closed
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_as_coroutine(main))

@@ -35,6 +35,7 @@ def up(
     """
     from lmtower.cli.desired import desired_of, engine_key
     from lmtower.cli.detached import start_detached
+    from lmtower.cli.lock import at_work
     from lmtower.cli.logs_setup import configure_logs
     from lmtower.cli.measured import measure
     from lmtower.cli.planned import PlannedServing
@@ -46,16 +47,17 @@ def up(
     overrides = with_port(loaded, port)
     if overrides:
         loaded = options.load(overrides)
-    if not detach:
-        asyncio.run(measure(options, loaded.tower))
     if running_tower(options.data_dir):
+        asyncio.run(measure(options, loaded.tower))
         return change_running_tower(options, loaded, yes=yes)
     if detach:
         return start_detached(options, port, yes=yes)
     configure_logs(as_json=options.json)
-    wanted = desired_of(options, loaded)
-    serving = PlannedServing(options, overrides, dict(wanted.rows), engine_key(options.data_dir))
-    run(lambda: _up(serving, loaded, yes=yes))
+    with at_work(options.data_dir):
+        asyncio.run(measure(options, loaded.tower))
+        wanted = desired_of(options, loaded)
+        serving = PlannedServing(options, overrides, dict(wanted.rows), engine_key(options.data_dir))
+        run(lambda: _up(serving, loaded, yes=yes))
     return 0
 
 

@@ -37,7 +37,9 @@ def _rule(kind: str, pattern: str, what: str, fix: str) -> _Rule:
 _RULES = (
     _rule(
         "admission",
-        r"Free memory on device \S+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\).{0,200}?utilization \((?P<util>[\d.]+)",
+        # not the INFO line of a good start, which begins alike; versions before 0.20 name no device
+        r"Free memory on device (?:\S+ )?\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup\s+is less than"
+        r".{0,120}?\((?P<util>[\d.]+)",
         "vLLM's start-up check refused it: {free} of {total} GiB were free, and a utilisation of {util} asks for more",
         "Stop what else uses the node's memory, or run lmtower plan to see what fits",
     ),
@@ -53,6 +55,13 @@ _RULES = (
         r"estimated maximum model length is (?P<fit>\d+)",
         "one request of {len} tokens needs {need} GiB of KV cache, more than it has",
         "Write context: {fit} or less, or give it more kv_cache_memory",
+    ),
+    _rule(
+        "kv_cache",
+        r"max seq len \((?P<len>\d+)\).{0,80}?\(?(?P<need>[\d.]+) GiB\)? KV cache is needed.{0,80}?"
+        r"KV cache\s+memory \((?P<have>[\d.]+) GiB",
+        "one request of {len} tokens needs {need} GiB of KV cache, and it has {have}",
+        "Write a shorter context, or give it more kv_cache_memory",
     ),
     _rule(
         "kv_cache",
@@ -93,7 +102,7 @@ _RULES = (
     ),
     _rule(
         "gated",
-        r"GatedRepoError|Cannot access gated repo|Access to model .{0,120} is restricted",
+        r"GatedRepoError|Cannot access gated repo|trying to access a gated repo|Access to model .{0,120} is restricted",
         "the model is gated and the token is missing or has no access",
         "Accept the model's terms on its page, and set HF_TOKEN where lmtower runs",
     ),
@@ -121,6 +130,24 @@ _RULES = (
         "Correct it under args, or choose another version",
     ),
     _rule(
+        "bad_flag",
+        r"error: ambiguous option: (?P<flag>[^\n]+)",
+        "a flag is cut short and means several: {flag}",
+        "Write it in full under args",
+    ),
+    _rule(
+        "own_code",
+        r"requires you to execute|contains custom code which must be executed|trust[-_]remote[-_]code=True",
+        "the model brings Python code of its own, and that is not allowed to run",
+        "If you trust its publisher, write args: {{trust-remote-code: true}}",
+    ),
+    _rule(
+        "unknown_model",
+        r"Model architectures \[[^\]]*\] are not supported|has model type `[^`]*` but Transformers does not recognize",
+        "this version of the engine does not know the model's architecture",
+        "Choose a newer version or image, or another model",
+    ),
+    _rule(
         "driver_mismatch",
         r"CUDA driver version is insufficient|driver on your system is too old|forward compatibility was attempted"
         r"|unsatisfied condition: cuda|no kernel image is available",
@@ -129,9 +156,11 @@ _RULES = (
     ),
     _rule(
         "no_gpu",
-        r"could not select device driver|No CUDA GPUs are available|Failed to infer device type|NVML Shared Library",
-        "the container sees no GPU",
-        "Install the NVIDIA container toolkit on the node: nvidia-ctk runtime configure",
+        r"could not select device driver|No CUDA GPUs are available|Failed to infer device type|NVML Shared Library"
+        r"|no known GPU vendor|unknown or invalid runtime name|nvidia-container-cli: |libcuda\.so\.1: cannot open",
+        "the engine sees no GPU",
+        "Is the driver loaded (nvidia-smi)? For containers, install the NVIDIA container toolkit: "
+        "nvidia-ctk runtime configure",
     ),
     _rule(
         "wrong_architecture",

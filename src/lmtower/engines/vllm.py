@@ -50,6 +50,8 @@ def _derived(plan: EnginePlan, version: str, *, host: str, cpu: bool) -> Flags:
         "host": host,
         "port": plan.port,
         "served-model-name": plan.model,
+        # an access line for every health check and scrape would bury what the engine has to say
+        "uvicorn-log-level": "warning",
         "max-model-len": plan.max_model_len or None,
         "max-num-seqs": plan.max_num_seqs,
         "max-num-batched-tokens": plan.max_num_batched_tokens or None,

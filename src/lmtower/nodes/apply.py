@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
+from lmtower.engines.loading import stage
 from lmtower.engines.shapes import WarmRequest
 from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError, TowerError
 from lmtower.nodes.diff import Step
 from lmtower.nodes.drivers import Driver, Progress
+from lmtower.nodes.http import healthy
 from lmtower.nodes.memory import MemoryProbe, Settled, settle
 from lmtower.nodes.supervisor import Supervisor
 from lmtower.nodes.warmup import warm_up
 
 _GIB = 1024**3
+_KEEP_CHECKS = 3
 Settle = Callable[[MemoryProbe], Awaitable[Settled]]
 
 
@@ -39,7 +42,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Progress for people. ``seconds`` is set when the phase is done; ``progress`` while it fetches."""
+    """Progress for people. ``seconds`` is set when the phase is done, ``progress`` while it fetches, ``elapsed`` when
+    nothing new can be said but that it goes on.
+    """
 
     engine: str
     node: str
@@ -47,6 +52,7 @@ class Event:
     detail: str = ""
     seconds: float | None = None
     progress: Progress | None = None
+    elapsed: float | None = None
 
 
 @dataclass(slots=True)
@@ -69,6 +75,7 @@ class Apply:
         probes: Mapping[str, MemoryProbe],
         report: Callable[[Event], None],
         settle_memory: Settle = settle,
+        tell_seconds: float = 3.0,
     ) -> None:
         self._drivers = drivers
         self._supervisor = supervisor
@@ -76,6 +83,7 @@ class Apply:
         self._probes = probes
         self._report = report
         self._settle = settle_memory
+        self._tell_seconds = tell_seconds
 
     async def run(self, steps: Sequence[Step]) -> Outcome:
         """Carry out the steps. Never raises for one engine: what failed is in the outcome."""
@@ -97,12 +105,22 @@ class Apply:
 
     async def _run_step(self, step: Step) -> None:
         if step.action == "keep" and step.spec is not None:
-            self._supervisor.adopt(step.spec)
+            await self._keep(step, step.spec)
         elif step.action == "stop":
             with self._phase(step, "stop"):
                 await self._supervisor.drain(step.node, step.name)
         elif step.spec is not None:
             await self._start(step, step.spec)
+
+    async def _keep(self, step: Step, spec: LaunchSpec) -> None:
+        """Watch what runs. What an interrupted ``up`` left loading is waited for, as if this one had started it."""
+        if spec.health_path is None or await _answers(spec):
+            self._supervisor.adopt(spec)
+            return
+        with self._phase(step, "load", "it was left loading"):
+            async with self._telling(step, self._drivers[spec.node]):
+                await self._supervisor.resume(spec)
+        await self._warm(step, spec)
 
     async def _start(self, step: Step, spec: LaunchSpec) -> None:
         need = self._needs.get(spec.engine, Need())
@@ -112,8 +130,13 @@ class Apply:
         await self._supervisor.drain(spec.node, spec.name)
         before = await self._sufficient_memory(step, spec, need)
         with self._phase(step, "load"):
-            await self._supervisor.launch(spec)
+            async with self._telling(step, driver):
+                await self._supervisor.launch(spec)
         await self._compare_memory(step, need, before)
+        await self._warm(step, spec)
+
+    async def _warm(self, step: Step, spec: LaunchSpec) -> None:
+        need = self._needs.get(spec.engine, Need())
         if need.warm_later:
             self._supervisor.warm_later(spec)
         elif need.warm_requests and spec.role != "worker":
@@ -158,12 +181,40 @@ class Apply:
         over = taken > need.memory_bytes * 1.05 + _GIB
         self._report(Event(step.engine, step.node, "warning" if over else "measured", text))
 
+    @asynccontextmanager
+    async def _telling(self, step: Step, driver: Driver) -> AsyncIterator[None]:
+        """Tell from time to time how far the engine says it is: 120B load for a quarter of an hour."""
+
+        async def tell() -> None:
+            begun = time.monotonic()
+            while True:
+                await asyncio.sleep(self._tell_seconds)
+                with suppress(TowerError):
+                    words = stage(await driver.logs(step.name, 100))
+                    elapsed = time.monotonic() - begun
+                    self._report(Event(step.engine, step.node, "load", words, elapsed=elapsed))
+
+        task = asyncio.create_task(tell())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     @contextmanager
     def _phase(self, step: Step, phase: str, detail: str = "") -> Iterator[None]:
         self._report(Event(step.engine, step.node, phase, detail))
         begun = time.monotonic()
         yield
         self._report(Event(step.engine, step.node, phase, detail, time.monotonic() - begun))
+
+
+async def _answers(spec: LaunchSpec) -> bool:
+    """Asked thrice: an engine in the middle of a long prefill may be late once."""
+    for _ in range(_KEEP_CHECKS):
+        if await healthy(spec.url, spec.health_path or "", spec.api_key):
+            return True
+    return False
 
 
 def _lanes(steps: Sequence[Step]) -> list[list[Step]]:

@@ -87,6 +87,12 @@ class Supervisor:
         async with self._lock(spec.node):
             await self._start(spec)
 
+    async def resume(self, spec: LaunchSpec) -> None:
+        """Wait for an engine that an earlier, interrupted start left loading. Raises EngineError as ``launch``."""
+        async with self._lock(spec.node):
+            self._set(spec, "starting")
+            await self._until_ready(spec)
+
     async def drain(self, node: str, name: str) -> None:
         """Stop one copy on purpose: from now on the watch does not take its end for a crash."""
         key = (node, name)
@@ -153,10 +159,18 @@ class Supervisor:
     async def _start(self, spec: LaunchSpec) -> None:
         driver = self._drivers[spec.node]
         self._set(spec, "starting")
-        begun = time.monotonic()
         try:
             await _make_way(driver, spec)
             await driver.start(spec)
+        except TowerError as error:
+            self._set(spec, "failed", str(error))
+            raise
+        await self._until_ready(spec)
+
+    async def _until_ready(self, spec: LaunchSpec) -> None:
+        driver = self._drivers[spec.node]
+        begun = time.monotonic()
+        try:
             await self._wait_ready(spec, driver)
         except TowerError as error:
             self._set(spec, "failed", str(error))
