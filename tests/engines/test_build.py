@@ -40,7 +40,8 @@ def test_tensor_parallel_over_two_nodes_is_a_ray_head_and_a_worker() -> None:
     assert head.argv[2] == (
         "ray start --head --node-ip-address=10.0.0.1 --port=6379 --num-gpus=1 && exec vllm serve "
         "nvidia/Llama-3.1-70B-Instruct-FP8 --host 10.0.0.1 --port 8100 "
-        "--served-model-name nvidia/Llama-3.1-70B-Instruct-FP8 --uvicorn-log-level warning --max-model-len 32768 --max-num-seqs 4 "
+        "--served-model-name nvidia/Llama-3.1-70B-Instruct-FP8 --uvicorn-log-level warning "
+        "--max-model-len 32768 --max-num-seqs 4 "
         "--max-num-batched-tokens 8192 --gpu-memory-utilization 0.25 --tensor-parallel-size 2 "
         "--kv-cache-memory-bytes 6442450944 --kv-cache-dtype fp8 --enable-prefix-caching "
         "--enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser llama3_json "
