@@ -19,6 +19,7 @@ from rich.text import Text
 from lmtower.cli.globals import Globals
 from lmtower.cli.output import print_json
 from lmtower.config import parse_listen
+from lmtower.config.folder import INTERNAL_KEY
 from lmtower.errors import Refused, StoreError
 from lmtower.stores import citations
 from lmtower.stores.client import StoreClient, verified
@@ -39,7 +40,7 @@ def connect(options: Globals, url: str | None, key: str | None) -> StoreClient:
         if not key:
             raise Refused("--url needs --key (or LMTOWER_KEY).")
         return StoreClient(url.rstrip("/").removesuffix("/v1"), {"authorization": f"Bearer {key}"})
-    secret = options.data_dir / "internal.key"
+    secret = options.data_dir / INTERNAL_KEY
     if not secret.exists():
         raise StoreError(f"no tower with stores runs on {options.data_dir}: start it with lmtower up.")
     headers = {"x-lmtower-internal": secret.read_text().strip(), "x-lmtower-client": OPERATOR}

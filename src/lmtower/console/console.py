@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from lmtower import __version__
+from lmtower.config.folder import INTERNAL_KEY
 from lmtower.config.types import Tower as TowerFile
 from lmtower.console import words
 from lmtower.console.client_key import ClientKey
@@ -61,7 +62,7 @@ class Console:
     @property
     def has_stores(self) -> bool:
         """Whether the tower runs a store service that the console may ask."""
-        return self.settings.stores_url is not None and self.settings.secret("internal.key") is not None
+        return self.settings.stores_url is not None and self.settings.secret(INTERNAL_KEY) is not None
 
     async def file(self) -> TowerFile | None:
         """The tower file; the last good one when it is wrong at the moment."""

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from lmtower.config.folder import INTERNAL_KEY
 from lmtower.gateway.exchange import Exchange, Header
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.upstream import Pool, UpstreamLost
@@ -23,7 +24,6 @@ from lmtower.wire.faults import Fault
 from lmtower.wire.reply import Reply
 from lmtower.wire.top import Top, value
 
-SECRET_FILE = "internal.key"
 _FIELDS = {"chat": "messages", "responses": "input"}
 _SENT = (b"content-type", b"accept", b"x-stainless-poll-helper")
 _RETURNED = (b"content-type", b"content-disposition", b"openai-poll-after-ms", b"retry-after")
@@ -34,7 +34,7 @@ class Knowledge:
 
     def __init__(self, listen: str, data_dir: Path) -> None:
         self._pool = Pool(f"http://{listen}", None, content_type=None)
-        self._secret_file = data_dir / SECRET_FILE
+        self._secret_file = data_dir / INTERNAL_KEY
         self._secret = b""
 
     def close(self) -> None:

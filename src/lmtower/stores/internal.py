@@ -6,10 +6,12 @@ import os
 import secrets
 from pathlib import Path
 
+from lmtower.config.folder import INTERNAL_KEY
+
 
 def read_or_create(data_dir: Path) -> str:
-    """The content of ``<data>/internal.key``, made at first use, readable by the owner only."""
-    path = data_dir / "internal.key"
+    """The secret in the data folder, made at first use, readable by the owner only."""
+    path = data_dir / INTERNAL_KEY
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lmtower.config.folder import INTERNAL_KEY
 from lmtower.console import charts, words
 from lmtower.console.console import Console, console_of
 from lmtower.console.settings import Json
@@ -122,7 +123,7 @@ async def _names(console: Console) -> dict[str, str]:
 
 
 async def _call(console: Console, method: str, path: str, **more: Any) -> Json:
-    secret = console.settings.secret("internal.key")
+    secret = console.settings.secret(INTERNAL_KEY)
     url = console.settings.stores_url
     if secret is None or url is None:
         raise HTTPException(404, "This tower has no stores.")
