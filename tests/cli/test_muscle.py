@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lmtower.cli.desired import desired_of, drivers_of, engine_key, needs_of, observe
+from lmtower.cli.desired import desired_of, drivers_of, needs_of, observe
+from lmtower.cli.engine_key import engine_key, existing_engine_key
 from lmtower.cli.globals import Globals
 from lmtower.cli.prefixes import prefix_requests
 from lmtower.cli.progress import Printer, diff_text
+from lmtower.cli.serve import serve
+from lmtower.cli.serving import Serving
 from lmtower.cli.up import confirm, silent_externals
 from lmtower.errors import PlanError, Refused
 from lmtower.nodes.apply import Event
@@ -30,6 +34,21 @@ def options_of(tmp_path: Path, text: str) -> Globals:
     """The options of a call on this tower file."""
     (tmp_path / "tower.yaml").write_text(text, "utf-8")
     return Globals(tmp_path / "tower.yaml", tmp_path / "data")
+
+
+def test_gateway_alone_knows_the_key_of_engines_that_up_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``serve`` on engines as they are: they ask for the key that ``up`` gave them."""
+    options = options_of(tmp_path, SPARK.read_text("utf-8").replace("file:prompts", f"file:{SPARK.parent}/prompts"))
+    assert existing_engine_key(options.data_dir) is None
+    key = engine_key(options.data_dir)
+    served: list[Serving] = []
+    monkeypatch.setattr("lmtower.cli.serving.run", lambda main: main())
+    monkeypatch.setattr("lmtower.cli.serving.serve_until_stopped", lambda serving, *_: served.append(serving))
+    monkeypatch.setattr("lmtower.cli.logs_setup.configure_logs", lambda **_: None)
+    serve(SimpleNamespace(obj=options), port=None)  # type: ignore[arg-type]
+    assert {each.api_key for each in served[0].configuration().upstreams} == {key}
 
 
 def test_diff_is_a_table_with_signs() -> None:

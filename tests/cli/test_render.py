@@ -77,6 +77,18 @@ def test_files_are_written_and_named(
             json.loads(text)
 
 
+def test_watchdog_that_cannot_reach_the_tower_is_told(tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The admin listener on loopback is out of reach for an agent on another machine."""
+    tower.write_text(SPARK.replace("gateway: {admin: 10.0.0.2:8081}", "gateway: {admin: 127.0.0.1:8081}"))
+    assert main(["-c", str(tower), "render", "systemd"]) == 0
+    assert "the watchdog on spark cannot tell the tower" in capsys.readouterr().err
+    tower.write_text(SPARK.replace("gateway: {admin: 10.0.0.2:8081}", "gateway: {admin: 10.0.0.2:8081}"))
+    assert main(["-c", str(tower), "render", "systemd", "--up"]) == 0
+    printed = capsys.readouterr()
+    assert "cannot tell the tower" not in printed.err
+    assert "lmtower up --yes" in printed.out
+
+
 def test_several_files_are_printed_with_their_names(tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without --out everything goes to stdout."""
     assert main(["-c", str(tower), "render", "prometheus"]) == 0

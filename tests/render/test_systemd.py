@@ -42,6 +42,14 @@ def test_every_machine_gets_its_units() -> None:
     }
 
 
+def test_tower_that_starts_the_engines_leaves_the_nodes_their_agents() -> None:
+    """Two that start the same containers would race; after a reboot the tower starts them, one at a time."""
+    found = systemd.files(containers(), {"spark": 12 * GIB}, {}, "http://10.0.0.2:8081", up=True)
+    assert set(found) == {"tower/lmtower.service", "spark/lmtower-node-agent.service"}
+    started = line(found["tower/lmtower.service"], "ExecStart")
+    assert started.startswith("/opt/lmtower/bin/lmtower up --yes --config /etc/lmtower/tower.yaml")
+
+
 def test_agent_knows_reserve_and_importance() -> None:
     """No tower file is needed on the node."""
     assert line(files()["spark/lmtower-node-agent.service"], "ExecStart") == (

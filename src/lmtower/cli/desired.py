@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmtower.cli.engine_key import engine_key
 from lmtower.cli.fleet import child_plans
 from lmtower.cli.measured import Known
 from lmtower.cli.upstreams import is_external
@@ -151,13 +150,3 @@ def probes_of(wanted: Desired) -> dict[str, MemoryProbe]:
         for node in wanted.plan.nodes
         if node.facts.name in wanted.tower.nodes
     }
-
-
-def engine_key(data_dir: Path) -> str:
-    """The key that engines ask the gateway for; made on the first start, readable by its owner only."""
-    path = data_dir / "engine.key"
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-    return path.read_text("utf-8").strip()

@@ -11,6 +11,7 @@ import typer
 
 from lmtower.cli.files import as_text, emit
 from lmtower.cli.globals import Globals, group
+from lmtower.config import parse_listen
 from lmtower.errors import Refused
 
 if TYPE_CHECKING:
@@ -73,7 +74,13 @@ def kubernetes(
 
 
 @app.command()
-def systemd(ctx: typer.Context, out: Out = None) -> None:
+def systemd(
+    ctx: typer.Context,
+    out: Out = None,
+    up: Annotated[
+        bool, typer.Option("--up", help="The tower starts the engines (lmtower up), not a compose unit on each node.")
+    ] = False,
+) -> None:
     """Units for the tower, for each node's engines and for the node agents."""
     from lmtower.cli.specs import specs_of
     from lmtower.render import systemd as rendering
@@ -86,7 +93,15 @@ def systemd(ctx: typer.Context, out: Out = None) -> None:
         spec.node: None for spec in specs if spec.node not in tower.nodes
     }
     admin = f"http://{tower.gateway.admin}"
-    emit(rendering.files(specs, reserves, importance, admin), out)
+    host = parse_listen(tower.gateway.admin)[0]
+    away = [name for name, node in tower.nodes.items() if node.address != "local"]
+    if away and host in ("127.0.0.1", "::1", "localhost"):
+        print(
+            f"gateway.admin: {tower.gateway.admin} is this machine's own, so the watchdog on {', '.join(away)} cannot "
+            "tell the tower to hold work. Write a private address: gateway: {admin: 10.0.0.2:8081}",
+            file=sys.stderr,
+        )
+    emit(rendering.files(specs, reserves, importance, admin, up=up), out)
 
 
 @app.command("cloud-init")

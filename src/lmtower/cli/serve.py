@@ -17,6 +17,7 @@ def serve(
 
     Ctrl-C or SIGTERM lets running requests finish; SIGHUP reads the tower file again.
     """
+    from lmtower.cli.engine_key import existing_engine_key
     from lmtower.cli.logs_setup import configure_logs
     from lmtower.cli.serving import Serving, run, serve_until_stopped, with_port
     from lmtower.cli.welcome import ready_line
@@ -27,5 +28,5 @@ def serve(
     if overrides:
         loaded = options.load(overrides)
     configure_logs(as_json=options.json)
-    serving = Serving(options, overrides, plans={})
+    serving = Serving(options, overrides, plans={}, engine_key=existing_engine_key(options.data_dir))
     run(lambda: serve_until_stopped(serving, loaded, ready_line))

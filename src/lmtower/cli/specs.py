@@ -17,6 +17,7 @@ _PLACEHOLDER = "set-me"  # rendered files refer to secrets by name; the builder 
 def specs_of(options: Globals, loaded: Loaded, python: str = "/opt/lmtower/bin/python") -> tuple[LaunchSpec, ...]:
     """Every engine that somebody has to start, in start order; none when all are external. Raises PlanError."""
     from lmtower.cli.desired import plan_of
+    from lmtower.cli.engine_key import existing_engine_key
     from lmtower.cli.measured import Known
     from lmtower.engines import Outside, build_specs
 
@@ -24,5 +25,7 @@ def specs_of(options: Globals, loaded: Loaded, python: str = "/opt/lmtower/bin/p
     plan = plan_of(loaded, options.environ, known)
     if not plan.fits:
         raise PlanError("\n".join(plan.reasons))
+    # never written, but part of the hash in the labels: engines rendered from here are those that `up` would start
+    key = existing_engine_key(options.data_dir) or _PLACEHOLDER
     token = _PLACEHOLDER if options.environ.get("HF_TOKEN") else None
-    return build_specs(plan, known.engines(loaded.tower), Outside(_PLACEHOLDER, token, python))
+    return build_specs(plan, known.engines(loaded.tower), Outside(key, token, python))

@@ -33,8 +33,9 @@ def up(
 
     Ctrl-C stops the gateway and the engines that are its child processes; containers run on until `lmtower down`.
     """
-    from lmtower.cli.desired import desired_of, engine_key
+    from lmtower.cli.desired import desired_of
     from lmtower.cli.detached import start_detached
+    from lmtower.cli.engine_key import engine_key
     from lmtower.cli.lock import at_work
     from lmtower.cli.logs_setup import configure_logs
     from lmtower.cli.measured import measure

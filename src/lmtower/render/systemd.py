@@ -41,14 +41,21 @@ def files(
     importance: Mapping[str, int],
     admin_url: str,
     paths: Paths | None = None,
+    *,
+    up: bool = False,
 ) -> dict[str, Any]:
-    """``tower/*.service`` for the tower VM, ``NODE/*.service`` for each node. ``reserves`` names every node."""
+    """``tower/*.service`` for the tower VM, ``NODE/*.service`` for each node. ``reserves`` names every node.
+
+    With ``up`` the tower starts the engines itself, over ssh, and the nodes only get their agents.
+    """
     paths = paths or Paths()
-    found: dict[str, Any] = {"tower/lmtower.service": tower_unit(paths)}
+    found: dict[str, Any] = {"tower/lmtower.service": tower_unit(paths, up=up)}
     for node, reserve in reserves.items():
         here = [spec for spec in specs if spec.node == node]
         ranks = {spec.engine: importance[spec.engine] for spec in here if spec.engine in importance}
         found[f"{node}/lmtower-node-agent.service"] = agent_unit(node, reserve, ranks, admin_url, paths)
+        if up:
+            continue
         if any(spec.image for spec in here):
             found[f"{node}/lmtower-engines.service"] = compose_unit(paths)
         before: str | None = None
@@ -62,11 +69,15 @@ def files(
     return found
 
 
-def tower_unit(paths: Paths) -> str:
-    """The gateway. A reload (SIGHUP) reads the tower file again; requests in flight finish before a stop."""
+def tower_unit(paths: Paths, *, up: bool = False) -> str:
+    """The gateway, and with ``up`` the engines, too. A reload (SIGHUP) reads the tower file again; requests in flight
+    finish before a stop.
+    """
+    # A start of all engines may take an hour; containers run on when the tower stops, and are found again.
+    verb, hardening = ("up --yes", _HARDENING.replace("PrivateDevices=yes\n", "")) if up else ("serve", _HARDENING)
     return f"""\
 [Unit]
-Description=lmtower gateway
+Description=lmtower {"tower" if up else "gateway"}
 Documentation=file://{paths.config}
 Wants=network-online.target
 After=network-online.target
@@ -75,16 +86,18 @@ After=network-online.target
 Type=exec
 User=lmtower
 Group=lmtower
-ExecStart={paths.program} serve --config {paths.config} --data-dir {paths.data}
+ExecStartPre={paths.program} check --config {paths.config}
+ExecStart={paths.program} {verb} --config {paths.config} --data-dir {paths.data}
 ExecReload=/bin/kill -HUP $MAINPID
 EnvironmentFile=-{paths.secrets}
 StateDirectory=lmtower
+StateDirectoryMode=0700
 Restart=always
-RestartSec=2
+RestartSec={10 if up else 2}
 TimeoutStopSec=45
 LimitNOFILE=65536
 AmbientCapabilities=CAP_NET_BIND_SERVICE
-{_HARDENING}
+{hardening}
 [Install]
 WantedBy=multi-user.target
 """
