@@ -14,6 +14,7 @@ from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError
 from lmtower.nodes.apply import Apply, Event, Need
 from lmtower.nodes.diff import diff
+from lmtower.nodes.drivers import Observed
 from lmtower.nodes.drivers.process import ProcessDriver
 from lmtower.nodes.memory import MemoryProbe, Settled
 from lmtower.nodes.supervisor import Supervisor
@@ -137,6 +138,63 @@ async def test_real_memory_is_compared_with_the_plan(after: int, phase: str) -> 
     await stage.apply.run(diff([spec_of("big")], ()))
     taken = (110 * GIB - after) / GIB
     assert Event("big", "spark", phase, f"took {taken:.1f} GiB, planned 70.0 GiB") in stage.events
+    await stage.supervisor.close()
+
+
+def spanning() -> tuple[LaunchSpec, LaunchSpec]:
+    """A head and a worker of one engine."""
+    head = LaunchSpec("big", "one", "vllm", ("bash",), role="head", health_path=None)
+    worker = LaunchSpec("big", "two", "vllm", ("ray",), role="worker", health_path=None)
+    return head.sealed(), worker.sealed()
+
+
+async def test_worker_joins_before_the_head_is_waited_for() -> None:
+    """vLLM on the head answers only when the worker's GPU is there: waiting in between would never end."""
+    order: list[str] = []
+    stage = Stage("one", "two", join_seconds=0.01)
+    head, worker = spanning()
+
+    class Head(RecordingDriver):
+        async def observe(self) -> tuple[Observed, ...]:
+            order.append("head is asked")
+            return await super().observe()
+
+        async def start(self, spec: LaunchSpec) -> None:
+            order.append("head starts")
+            await super().start(spec)
+
+    class Worker(RecordingDriver):
+        async def start(self, spec: LaunchSpec) -> None:
+            order.append("worker starts")
+            await super().start(spec)
+
+    stage.drivers.update(one=Head("one"), two=Worker("two"))
+    outcome = await stage.apply.run(diff([head, worker], ()))
+    assert order[:3] == ["head starts", "worker starts", "head is asked"]
+    assert outcome.started == ["big"]
+    await stage.supervisor.close()
+
+
+async def test_failed_worker_takes_its_head_along() -> None:
+    """Half an engine serves nobody and holds memory; nothing of it stays."""
+    stage = Stage("one", "two", join_seconds=0.01)
+    stage.drivers["two"].fail["big"] = EngineError("no GPU there")
+    outcome = await stage.apply.run(diff(list(spanning()), ()))
+    assert outcome.failed == {"big": "no GPU there"}
+    assert stage.drivers["one"].running == {}
+    await stage.supervisor.close()
+
+
+async def test_lost_worker_starts_the_whole_engine_again() -> None:
+    """The head's cluster has lost a GPU: keeping it would keep a dead engine."""
+    stage = Stage("one", "two", join_seconds=0.01)
+    head, worker = spanning()
+    await stage.drivers["one"].start(head)
+    steps = diff([head, worker], await stage.drivers["one"].observe())
+    assert [step.action for step in steps] == ["keep", "start"]
+    await stage.apply.run(steps)
+    assert stage.started("one") == ["lmtower-big", "lmtower-big"]
+    assert stage.started("two") == ["lmtower-big-worker"]
     await stage.supervisor.close()
 
 

@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
+from lmtower.engines import ray
 from lmtower.engines.loading import stage
 from lmtower.engines.shapes import WarmRequest
 from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError, TowerError
 from lmtower.nodes.diff import Step
 from lmtower.nodes.drivers import Driver, Progress
-from lmtower.nodes.http import healthy
+from lmtower.nodes.http import healthy, listens
 from lmtower.nodes.memory import MemoryProbe, Settled, settle
 from lmtower.nodes.supervisor import Supervisor
 from lmtower.nodes.warmup import warm_up
@@ -76,6 +77,7 @@ class Apply:
         report: Callable[[Event], None],
         settle_memory: Settle = settle,
         tell_seconds: float = 3.0,
+        join_seconds: float = 60.0,
     ) -> None:
         self._drivers = drivers
         self._supervisor = supervisor
@@ -84,6 +86,7 @@ class Apply:
         self._report = report
         self._settle = settle_memory
         self._tell_seconds = tell_seconds
+        self._join_seconds = join_seconds
 
     async def run(self, steps: Sequence[Step]) -> Outcome:
         """Carry out the steps. Never raises for one engine: what failed is in the outcome."""
@@ -93,15 +96,16 @@ class Apply:
         return outcome
 
     async def _run_node(self, steps: Sequence[Step], outcome: Outcome) -> None:
-        for step in steps:
+        for group in _together(steps):
+            first = group[0]
             try:
-                await self._run_step(step)
+                await (self._run_step(first) if len(group) == 1 else self._start_spanning(group))
             except TowerError as error:
-                outcome.failed[step.engine] = str(error)
-                self._report(Event(step.engine, step.node, "failed", str(error)))
+                outcome.failed[first.engine] = str(error)
+                self._report(Event(first.engine, first.node, "failed", str(error)))
             else:
-                if step.action in ("start", "replace"):
-                    outcome.started.append(step.engine)
+                if any(step.action in ("start", "replace") for step in group):
+                    outcome.started.append(first.engine)
 
     async def _run_step(self, step: Step) -> None:
         if step.action == "keep" and step.spec is not None:
@@ -123,23 +127,49 @@ class Apply:
         await self._warm(step, spec)
 
     async def _start(self, step: Step, spec: LaunchSpec) -> None:
-        need = self._needs.get(spec.engine, Need())
-        driver = self._drivers[spec.node]
-        with self._phase(step, "fetch", spec.image or spec.served_model):
-            await driver.pull(spec, lambda at: self._report(Event(spec.engine, spec.node, "fetch", progress=at)))
-        await self._supervisor.drain(spec.node, spec.name)
-        before = await self._sufficient_memory(step, spec, need)
+        before = await self._make_ready(step, spec)
         with self._phase(step, "load"):
-            async with self._telling(step, driver):
+            async with self._telling(step, self._drivers[spec.node]):
                 await self._supervisor.launch(spec)
-        await self._compare_memory(step, need, before)
+        await self._compare_memory(step, before)
         await self._warm(step, spec)
+
+    async def _start_spanning(self, steps: Sequence[Step]) -> None:
+        """One engine over several nodes: its head answers only when the GPUs of all workers have joined."""
+        parts = [(step, step.spec) for step in steps if step.spec is not None]
+        before = [await self._make_ready(step, spec) for step, spec in parts]
+        (head_step, head), *workers = parts
+        try:
+            with self._phase(head_step, "load"):
+                async with self._telling(head_step, self._drivers[head.node]):
+                    await self._supervisor.begin(head)
+                    await _listening(head.host, ray.PORT, self._join_seconds)
+                    for _, worker in workers:
+                        await self._supervisor.launch(worker)
+                    await self._supervisor.resume(head)
+        except TowerError:
+            for step, _ in parts:
+                with suppress(TowerError):
+                    await self._supervisor.drain(step.node, step.name)
+            raise
+        for (step, _), free in zip(parts, before, strict=True):
+            await self._compare_memory(step, free)
+        await self._warm(head_step, head)
+
+    async def _make_ready(self, step: Step, spec: LaunchSpec) -> int | None:
+        """Fetch what it needs, stop what it replaces, wait for memory; the free bytes before the start."""
+        with self._phase(step, "fetch", spec.image or spec.served_model):
+            await self._drivers[spec.node].pull(
+                spec, lambda at: self._report(Event(spec.engine, spec.node, "fetch", progress=at))
+            )
+        await self._supervisor.drain(spec.node, spec.name)
+        return await self._sufficient_memory(step, spec, self._needs.get(spec.engine, Need()))
 
     async def _warm(self, step: Step, spec: LaunchSpec) -> None:
         need = self._needs.get(spec.engine, Need())
         if need.warm_later:
             self._supervisor.warm_later(spec)
-        elif need.warm_requests and spec.role != "worker":
+        elif need.warm_requests:
             with self._phase(step, "warm-up"):
                 done = await warm_up(
                     spec,
@@ -169,8 +199,9 @@ class Apply:
             )
         return free
 
-    async def _compare_memory(self, step: Step, need: Need, before: int | None) -> None:
+    async def _compare_memory(self, step: Step, before: int | None) -> None:
         """Tell what the engine really took, and warn when that is more than the plan says."""
+        need = self._needs.get(step.engine, Need())
         if before is None:
             return
         after = await self._probes[step.node]()
@@ -215,6 +246,28 @@ async def _answers(spec: LaunchSpec) -> bool:
         if await healthy(spec.url, spec.health_path or "", spec.api_key):
             return True
     return False
+
+
+async def _listening(host: str, port: int, longest_seconds: float) -> None:
+    """Wait until something listens there, or the time is up: who comes too early tries again by itself."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(longest_seconds):
+            while not await listens(host, port):  # noqa: ASYNC110 - another machine: nothing to await
+                await asyncio.sleep(0.5)
+
+
+def _together(steps: Sequence[Step]) -> list[list[Step]]:
+    """Steps one by one; those of an engine that spans nodes in one group, unless none of it has to start."""
+    spanning = {
+        step.engine
+        for step in steps
+        if step.spec is not None and step.spec.role and step.action in ("start", "replace")
+    }
+    groups: dict[str, list[Step]] = {}
+    for number, step in enumerate(steps):
+        tied = step.engine in spanning and step.spec is not None
+        groups.setdefault(step.engine if tied else f" {number}", []).append(step)
+    return list(groups.values())
 
 
 def _lanes(steps: Sequence[Step]) -> list[list[Step]]:

@@ -5,6 +5,8 @@ It prints lines ``DONE TOTAL`` in bytes while files arrive. A model that lies in
 
 from __future__ import annotations
 
+from lmtower.engines.spec import LaunchSpec
+
 PROGRAM = r"""
 import os, sys, threading, time
 from pathlib import Path
@@ -33,6 +35,12 @@ print(total, total, flush=True)
 def is_hub_model(model: str) -> bool:
     """``organisation/name``, and neither a path nor bundled."""
     return model.count("/") == 1 and not model.startswith(("/", ".", "~", "bundled:")) and not model.endswith(".gguf")
+
+
+def needs_weights(spec: LaunchSpec) -> bool:
+    """True for vLLM with a hub model, on each node that loads it; dummy weights are made, not fetched."""
+    dummy = "--load-format" in spec.argv and spec.argv[spec.argv.index("--load-format") + 1] == "dummy"
+    return spec.runtime == "vllm" and is_hub_model(spec.served_model) and not dummy
 
 
 def fetch_command(python: str, model: str) -> tuple[str, ...]:

@@ -87,8 +87,15 @@ class Supervisor:
         async with self._lock(spec.node):
             await self._start(spec)
 
+    async def begin(self, spec: LaunchSpec) -> None:
+        """Start one engine without waiting: it answers only when others have joined it. ``resume`` waits."""
+        await self._cancel_restart((spec.node, spec.name))
+        async with self._lock(spec.node):
+            await self._run(spec)
+
     async def resume(self, spec: LaunchSpec) -> None:
-        """Wait for an engine that an earlier, interrupted start left loading. Raises EngineError as ``launch``."""
+        """Wait for an engine that runs already and does not answer yet. Raises EngineError as ``launch``."""
+        await self._cancel_restart((spec.node, spec.name))
         async with self._lock(spec.node):
             self._set(spec, "starting")
             await self._until_ready(spec)
@@ -157,6 +164,10 @@ class Supervisor:
         await asyncio.gather(*(driver.close() for driver in self._drivers.values()))
 
     async def _start(self, spec: LaunchSpec) -> None:
+        await self._run(spec)
+        await self._until_ready(spec)
+
+    async def _run(self, spec: LaunchSpec) -> None:
         driver = self._drivers[spec.node]
         self._set(spec, "starting")
         try:
@@ -165,7 +176,6 @@ class Supervisor:
         except TowerError as error:
             self._set(spec, "failed", str(error))
             raise
-        await self._until_ready(spec)
 
     async def _until_ready(self, spec: LaunchSpec) -> None:
         driver = self._drivers[spec.node]

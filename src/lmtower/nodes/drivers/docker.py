@@ -19,7 +19,7 @@ from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LABEL_ENGINE, LABEL_PORT, LABEL_SPEC, LaunchSpec
 from lmtower.errors import EngineError, NodeError
 from lmtower.nodes.drivers.base import VERSION_PROGRAM, Observed, Progress, Report, parse_version
-from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
+from lmtower.nodes.fetch import fetch_command, needs_weights, parse_progress
 from lmtower.nodes.reach import explain_unreachable
 from lmtower.nodes.tunnel import DOCKER_SOCKET, Tunnel
 
@@ -109,7 +109,7 @@ class DockerDriver:
         """Fetch image and weights with progress. Raises EngineError that says what is missing or full."""
         if not await self._ask(lambda client: _has_image(client, spec.image or "")):
             await self._pull_image(spec, spec.image or "", report)
-        if spec.runtime == "vllm" and is_hub_model(spec.served_model) and spec.role != "worker":
+        if needs_weights(spec):
             await self._fetch_weights(spec, report)
 
     async def _pull_image(self, spec: LaunchSpec, image: str, report: Report) -> None:

@@ -23,7 +23,7 @@ from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError
 from lmtower.nodes.drivers.base import VERSION_PROGRAM, Observed, Progress, Report, parse_version
-from lmtower.nodes.fetch import fetch_command, is_hub_model, parse_progress
+from lmtower.nodes.fetch import fetch_command, needs_weights, parse_progress
 from lmtower.nodes.tail import follow_file, last_lines
 
 _LOG_LIMIT_BYTES = 32 * 1024**2
@@ -109,7 +109,7 @@ class ProcessDriver:
 
     async def pull(self, spec: LaunchSpec, report: Report) -> None:
         """A process has no image; its weights are fetched by its own Python. Raises EngineError."""
-        if spec.runtime != "vllm" or not is_hub_model(spec.served_model):
+        if not needs_weights(spec):
             return
         command = fetch_command(spec.argv[0], spec.served_model)
         process = await asyncio.create_subprocess_exec(
