@@ -62,6 +62,7 @@ STATUS: dict[str, Any] = {
             "queued": {"batch": 2, "default": 1},
             "hit_rate": 0.5,
             "upstreams": [{"url": "http://127.0.0.1:8100", "healthy": False}],
+            "detail": "it ended: it ran out of memory.",
         }
     ],
     "personas": [{"name": "fast", "engine": "smol", "lane": "interactive", "requests": 7, "ttft_p50": 0.012}],
@@ -80,6 +81,7 @@ def test_status_shows_engines_personas_and_a_file_that_cannot_be_used(
     shown = capsys.readouterr().out
     assert "smol    ready  1/4           3       50%  http://127.0.0.1:8100 (down)" in shown
     assert "12 ms" in shown
+    assert "\nsmol: it ended: it ran out of memory.\n" in shown
     assert "cannot be used; the last good one serves:\ntower.yaml:1:1   a: wrong" in shown
 
 

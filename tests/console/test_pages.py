@@ -130,6 +130,9 @@ async def test_supervised_engine_is_stopped_and_its_log_shown(tmp_path: Path) ->
         async def logs(self, engine: str, lines: int) -> str:
             return f"the last words of {engine}"
 
+        def states(self) -> dict[str, tuple[str, str]]:
+            return {}
+
     with FakeEngine() as engine:
         async with consoled(tmp_path, engine) as console:
             console.tower.gateway.admin._control = Control()

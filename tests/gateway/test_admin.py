@@ -43,6 +43,24 @@ async def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
             assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "invalid_limits")
 
 
+async def test_status_of_an_engine_that_is_away_is_its_supervisors(tmp_path: Path) -> None:
+    """From outside a stopped engine looks like a failed one; whoever stopped it knows better, and why."""
+
+    class Control:
+        def states(self) -> dict[str, tuple[str, str]]:
+            return {"big": ("stopped", "the node was short of memory")}
+
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine) as tower:
+            tower.gateway.admin._control = Control()
+            (row,) = (await tower.operator.get("/admin/status")).json()["engines"]
+            assert (row["state"], row.get("detail")) == ("ready", None)
+            for replica in tower.gateway.snapshot.engines["big"].replicas:
+                replica.healthy = False
+            (row,) = (await tower.operator.get("/admin/status")).json()["engines"]
+    assert (row["state"], row["detail"]) == ("stopped", "the node was short of memory")
+
+
 async def test_status_usage_and_metrics_agree(tmp_path: Path) -> None:
     """What the engine said it used is what the status, the ledger and the metrics say."""
     with FakeEngine() as engine:

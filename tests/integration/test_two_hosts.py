@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -92,3 +93,14 @@ def test_node_that_cannot_be_reached_says_why(tower: Tower, address: str, words:
     done = tower.run("up", "--yes")
     assert done.returncode == 1
     assert words in done.stderr
+
+
+def test_node_is_measured_over_ssh(tower: Tower, hosts: Hosts) -> None:
+    """Memory and processor of the far machine, and that it has no GPU though the tower file says so."""
+    content = tower_file(hosts.address)
+    content["nodes"]["far"]["hardware"] = "24 GiB"
+    tower.write(content)
+    done = tower.run("diff")
+    assert "far: no GPU, " in done.stderr, done.stderr
+    assert f"GiB free, {os.uname().machine}" in done.stderr
+    assert "node 'far': hardware says 24 GiB, but nvidia-smi finds no GPU there" in done.stderr

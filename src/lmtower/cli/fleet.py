@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CONTEXT = 4096
 _SEQUENCES = 4
+_WORST = ("failed", "starting", "draining", "stopped", "ready")
 
 
 class Fleet:
@@ -102,6 +103,15 @@ class Fleet:
     async def logs(self, engine: str, lines: int) -> str:
         """The last lines of one engine."""
         return await self._supervisor.logs(engine, lines)
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """State and reason of every engine; of several copies the one that is worst off."""
+        found: dict[str, tuple[str, str]] = {}
+        for status in self._supervisor.statuses():
+            told = found.get(status.spec.engine)
+            if told is None or _WORST.index(status.state) < _WORST.index(told[0]):
+                found[status.spec.engine] = (status.state, status.detail)
+        return found
 
     async def close(self) -> None:
         """Stop every child; containers stay."""

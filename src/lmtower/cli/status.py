@@ -19,7 +19,8 @@ def status(ctx: typer.Context) -> None:
     if options.json:
         print_json(answer)
         return
-    print("\n\n".join(part for part in (_engines(answer), _personas(answer), _snapshot(answer)) if part))
+    parts = (_engines(answer), _reasons(answer), _personas(answer), _snapshot(answer))
+    print("\n\n".join(part for part in parts if part))
 
 
 def _engines(answer: Mapping[str, Any]) -> str:
@@ -35,6 +36,11 @@ def _engines(answer: Mapping[str, Any]) -> str:
         for engine in answer.get("engines", ())
     ]
     return table(("ENGINE", "STATE", "RUNNING", "QUEUED", "HIT RATE", "UPSTREAMS"), rows)
+
+
+def _reasons(answer: Mapping[str, Any]) -> str:
+    """Why an engine is not ready, where the tower that starts it knows."""
+    return "\n".join(f"{each['name']}: {each['detail']}" for each in answer.get("engines", ()) if each.get("detail"))
 
 
 def _upstream(upstream: Mapping[str, Any]) -> str:

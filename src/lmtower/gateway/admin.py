@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
@@ -42,6 +42,9 @@ class EngineControl(Protocol):
     async def stop(self, engine: str) -> None: ...
     async def restart(self, engine: str) -> None: ...
     async def logs(self, engine: str, lines: int) -> str: ...
+    def states(self) -> Mapping[str, tuple[str, str]]:
+        """Engine -> its state and why, as whoever starts and stops it knows."""
+        ...
 
 
 class Admin:
@@ -126,7 +129,13 @@ class Admin:
         return {"status": "ok"}
 
     async def _status(self, request: Request) -> Any:
-        return {**status(self._gateway), "supervised": self._control is not None}
+        known = {} if self._control is None else self._control.states()
+        answer = status(self._gateway)
+        for row in answer["engines"]:
+            # from outside a stopped engine looks like a failed one, and why it failed cannot be seen at all
+            if row["state"] != "ready" and row["name"] in known:
+                row["state"], row["detail"] = known[row["name"]]
+        return {**answer, "supervised": self._control is not None}
 
     async def _reload(self, request: Request) -> Any:
         self._gateway.reload()
