@@ -121,6 +121,7 @@ def test_file_problem_names_place_and_remedy(said: Said, text: str, expected: st
 TWO_ENGINES = [
     ("{a: {model: m}, b: {model: m}}", ["engines.a.node: missing, and there are 2 nodes. Write node: x or node: y", "engines.b.node: missing, and there are 2 nodes. Write node: x or node: y"]),
     ("{a: {model: m, node: x, port: 8100}, b: {model: m, node: x, port: 8100}}", ["engines.b.port: port 8100 is taken by engine 'a'. 8101, or leave it out."]),
+    ("{a: {model: m, nodes: [x, y], port: 8100}, b: {model: m, node: y, port: 8100}}", ["engines.b.port: port 8100 is taken by engine 'a'. 8101, or leave it out."]),
     ("{a: {model: m, node: x, url: 'http://h'}, b: {model: m, node: x}}", ["engines.a.node: an engine with url: is run by somebody else. Drop node or url."]),
     ("{a: {model: m, url: 'http://h', urls: ['http://i']}, b: {model: m, node: x}}", ["engines.a.urls: url and urls exclude each other. Put all addresses into urls."]),
     ("{a: {model: m, node: x, nodes: [y]}, b: {model: m, node: x}}", ["engines.a.nodes: node and nodes exclude each other. Put all names into nodes."]),

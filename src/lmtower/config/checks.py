@@ -128,15 +128,19 @@ def _ports(engines: Named, nodes: Named) -> Found:
         port = _count(engine.get("port"))
         if port is None:
             continue
-        node = str(engine.get("node") or only)
+        written = engine.get("nodes")
+        places = [str(each) for each in written] if isinstance(written, list) and written else []
+        places = places or [str(engine.get("node") or only)]
+        holder = next((taken[place, port] for place in places if (place, port) in taken), None)
         if not 1 <= port <= 65535:
             yield ("engines", name, "port"), f"{port} is not a port. Choose one between 1 and 65535, or leave it out."
-        elif (node, port) in taken:
+        elif holder is not None:
             yield (
                 ("engines", name, "port"),
-                f"port {port} is taken by engine {taken[node, port]!r}. {port + 1}, or leave it out.",
+                f"port {port} is taken by engine {holder!r}. {port + 1}, or leave it out.",
             )
-        taken.setdefault((node, port), name)
+        for place in places:
+            taken.setdefault((place, port), name)
 
 
 def _lanes(engines: Named) -> Found:
