@@ -18,6 +18,7 @@ from lmtower.nodes.drivers import Observed
 from lmtower.nodes.drivers.process import ProcessDriver
 from lmtower.nodes.memory import MemoryProbe, Settled
 from lmtower.nodes.supervisor import Supervisor
+from tests.engines.plans import row
 from tests.fakes.driver import RecordingDriver
 
 GIB = 1024**3
@@ -195,6 +196,22 @@ async def test_lost_worker_starts_the_whole_engine_again() -> None:
     await stage.apply.run(steps)
     assert stage.started("one") == ["lmtower-big", "lmtower-big"]
     assert stage.started("two") == ["lmtower-big-worker"]
+    await stage.supervisor.close()
+
+
+async def test_engines_own_log_is_compared_with_the_plan() -> None:
+    """vLLM says how large its weights are and what fits into its cache; both stand beside the planned figures."""
+    planned = row("big", "Qwen/Qwen3-8B", weights_bytes=15 * GIB, kv_cache_tokens=1000, max_concurrency=4.0)
+    stage = Stage(needs={"big": Need(plan=planned)})
+
+    class Logged(RecordingDriver):
+        async def logs(self, name: str, lines: int = 200) -> str:
+            return "Model loading took 15.27 GiB memory\nGPU KV cache size: 1,200 tokens\n"
+
+    stage.drivers["spark"] = Logged("spark")
+    await stage.apply.run(diff([spec_of("big")], ()))
+    said = "by its own log: weights 15.27 GiB (planned 15.00 GiB), kv cache tokens 1,200 (planned 1,000)"
+    assert Event("big", "spark", "measured", said) in stage.events
     await stage.supervisor.close()
 
 

@@ -137,7 +137,8 @@ def needs_of(wanted: Desired) -> dict[str, Need]:
     for name, row in wanted.rows.items():
         reserve = max((facts[node].reserve for node in row.nodes if node in facts), default=0)
         warm = (*shape_requests(row), *prefix_requests(wanted.tower, row))
-        needs[name] = Need(row.total_bytes, reserve, warm, warm_later=row.runtime == "llamacpp")
+        computed = row if row.weights_bytes else None
+        needs[name] = Need(row.total_bytes, reserve, warm, computed, warm_later=row.runtime == "llamacpp")
     return needs
 
 

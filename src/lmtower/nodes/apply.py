@@ -17,16 +17,20 @@ from lmtower.engines import ray
 from lmtower.engines.loading import stage
 from lmtower.engines.shapes import WarmRequest
 from lmtower.engines.spec import LaunchSpec
-from lmtower.errors import EngineError, TowerError
+from lmtower.errors import EngineError, PlanError, TowerError
 from lmtower.nodes.diff import Step
 from lmtower.nodes.drivers import Driver, Progress
 from lmtower.nodes.http import healthy, listens
 from lmtower.nodes.memory import MemoryProbe, Settled, settle
 from lmtower.nodes.supervisor import Supervisor
 from lmtower.nodes.warmup import warm_up
+from lmtower.plan.observe import compare, read_log, rows
+from lmtower.plan.types import EnginePlan
 
 _GIB = 1024**3
 _KEEP_CHECKS = 3
+_LOG_LINES = 2000
+_FIGURES = ("weights", "kv cache tokens", "max concurrency")
 Settle = Callable[[MemoryProbe], Awaitable[Settled]]
 
 
@@ -37,6 +41,8 @@ class Need:
     memory_bytes: int = 0
     reserve_bytes: int = 0
     warm_requests: tuple[WarmRequest, ...] = ()
+    plan: EnginePlan | None = None
+    """What the engine's own log is compared with; None: nothing was computed for it."""
     warm_later: bool = False
     """Nothing is compiled there: serve at once, and send the prefixes meanwhile."""
 
@@ -132,6 +138,7 @@ class Apply:
             async with self._telling(step, self._drivers[spec.node]):
                 await self._supervisor.launch(spec)
         await self._compare_memory(step, before)
+        await self._compare_log(step)
         await self._warm(step, spec)
 
     async def _start_spanning(self, steps: Sequence[Step]) -> None:
@@ -154,6 +161,7 @@ class Apply:
             raise
         for (step, _), free in zip(parts, before, strict=True):
             await self._compare_memory(step, free)
+        await self._compare_log(head_step)
         await self._warm(head_step, head)
 
     async def _make_ready(self, step: Step, spec: LaunchSpec) -> int | None:
@@ -211,6 +219,21 @@ class Apply:
         text = f"took {taken / _GIB:.1f} GiB, planned {need.memory_bytes / _GIB:.1f} GiB"
         over = taken > need.memory_bytes * 1.05 + _GIB
         self._report(Event(step.engine, step.node, "warning" if over else "measured", text))
+
+    async def _compare_log(self, step: Step) -> None:
+        """Tell what the engine says of its weights and its cache, beside the plan."""
+        planned = self._needs.get(step.engine, Need()).plan
+        if planned is None:
+            return
+        log = await self._drivers[step.node].logs(step.name, _LOG_LINES)
+        try:
+            seen = read_log(log.rpartition("--- lmtower starts")[2])
+        except PlanError:  # llama.cpp, or a version that says it in other words
+            return
+        figures = [row for row in rows(compare(planned, seen)) if row[0] in _FIGURES]
+        if figures:
+            told = ", ".join(f"{name} {observed} (planned {wanted})" for name, wanted, observed, _ in figures)
+            self._report(Event(step.engine, step.node, "measured", f"by its own log: {told}"))
 
     @asynccontextmanager
     async def _telling(self, step: Step, driver: Driver) -> AsyncIterator[None]:
