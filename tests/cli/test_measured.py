@@ -11,7 +11,9 @@ import pytest
 from lmtower.cli.desired import desired_of
 from lmtower.cli.globals import Globals
 from lmtower.cli.measured import Known, measure
+from lmtower.engines import LaunchSpec
 from lmtower.nodes.drivers import Observed
+from lmtower.nodes.drivers.base import Report
 from tests.fakes.driver import RecordingDriver
 
 TOWER = """\
@@ -55,10 +57,10 @@ def options_of(tmp_path: Path, *, hardware: str = "h100", address: str = "local"
     return Globals(tmp_path / "tower.yaml", tmp_path / "data")
 
 
-def look(options: Globals, monkeypatch: pytest.MonkeyPatch, driver: RecordingDriver) -> None:
+def look(options: Globals, monkeypatch: pytest.MonkeyPatch, driver: RecordingDriver, *, fetch: bool = False) -> None:
     """What ``up`` does before it plans."""
     monkeypatch.setattr("lmtower.cli.desired.drivers_of", lambda *_: {"gpu": driver})
-    asyncio.run(measure(options, options.load().tower))
+    asyncio.run(measure(options, options.load().tower, fetch=fetch))
 
 
 def test_plan_is_made_from_what_the_node_says(
@@ -123,6 +125,25 @@ def test_version_of_an_image_is_asked(
     look(options, monkeypatch, node)
     assert "v0.33.0 is written, but 'nvcr.io/nvidia/vllm:26.02-py3' holds vLLM 0.20.2" in capsys.readouterr().err
     assert desired_of(options, options.load()).rows["one"].version == "v0.33.0"
+
+
+def test_image_whose_version_nobody_knows_is_fetched_before_the_plan(
+    tmp_path: Path, nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the first up would start with the flags of another version, and the second replace them."""
+
+    class Remote(Node):
+        async def pull(self, spec: LaunchSpec, report: Report) -> None:
+            await super().pull(spec, report)
+            self.versions[spec.image or ""] = "0.20.2"
+
+    options = options_of(tmp_path, more=", image: nvcr.io/nvidia/vllm:26.02-py3")
+    node = Remote()
+    look(options, monkeypatch, node)
+    assert node.calls == [("close", "")]
+    look(options, monkeypatch, node, fetch=True)
+    assert ("pull", "lmtower-one") in node.calls
+    assert desired_of(options, options.load()).rows["one"].version == "0.20.2"
 
 
 def test_other_address_forgets_what_the_old_one_said(

@@ -85,8 +85,11 @@ class Known:
         return tower.model_copy(update={"engines": {**tower.engines, **changed}}) if changed else tower
 
 
-async def measure(options: Globals, tower: Tower) -> None:
-    """Look at every node with a GPU and write down what it says; tell what a person should know of it."""
+async def measure(options: Globals, tower: Tower, *, fetch: bool = False) -> None:
+    """Look at every node with a GPU and write down what it says; tell what a person should know of it.
+
+    With ``fetch`` an image whose version nobody knows is pulled first: flags depend on it.
+    """
     from lmtower.cli.desired import drivers_of, observe
 
     known = Known.read(options.data_dir)
@@ -103,7 +106,8 @@ async def measure(options: Globals, tower: Tower) -> None:
                 for name in names
             )
         )
-        said += await _versions(tower, {name: each for name, each in drivers.items() if name not in unreachable}, known)
+        there = {name: each for name, each in drivers.items() if name not in unreachable}
+        said += await _versions(tower, there, known, fetch=fetch)
     finally:
         await asyncio.gather(*(driver.close() for driver in drivers.values()))
     known.write(options.data_dir)
@@ -129,9 +133,9 @@ async def _look(name: str, node: Node, known: Known, options: Globals, *, busy: 
     return summary(name, seen, idle=not busy)
 
 
-async def _versions(tower: Tower, drivers: Mapping[str, Driver], known: Known) -> list[str]:
+async def _versions(tower: Tower, drivers: Mapping[str, Driver], known: Known, *, fetch: bool) -> list[str]:
     """Ask every image that is written without a version; a version that is written and wrong is told."""
-    from lmtower.errors import NodeError
+    from lmtower.errors import TowerError
 
     said = []
     for name, engine in tower.engines.items():
@@ -141,7 +145,10 @@ async def _versions(tower: Tower, drivers: Mapping[str, Driver], known: Known) -
             continue
         try:
             found = await driver.version(image)
-        except NodeError:
+            if found is None and fetch and engine.version is None:
+                await _fetch(name, image, driver)
+                found = await driver.version(image)
+        except TowerError:  # the start says it again, and better
             continue
         if found is None:
             continue
@@ -152,6 +159,16 @@ async def _versions(tower: Tower, drivers: Mapping[str, Driver], known: Known) -
                 "Remove the key, or correct it"
             )
     return said
+
+
+async def _fetch(engine: str, image: str, driver: Driver) -> None:
+    from lmtower.cli.progress import Printer
+    from lmtower.engines import LaunchSpec
+    from lmtower.nodes.apply import Event
+
+    printer = Printer()
+    spec = LaunchSpec(engine, driver.node, "vllm", image=image)
+    await driver.pull(spec, lambda at: printer(Event(engine, driver.node, "fetch", progress=at)))
 
 
 def _own_python(engine: Engine, tower: Tower) -> str | None:

@@ -49,13 +49,13 @@ def up(
     if overrides:
         loaded = options.load(overrides)
     if running_tower(options.data_dir):
-        asyncio.run(measure(options, loaded.tower))
+        asyncio.run(measure(options, loaded.tower, fetch=True))
         return change_running_tower(options, loaded, yes=yes)
     if detach:
         return start_detached(options, port, yes=yes)
     configure_logs(as_json=options.json)
     with at_work(options.data_dir):
-        asyncio.run(measure(options, loaded.tower))
+        asyncio.run(measure(options, loaded.tower, fetch=True))
         wanted = desired_of(options, loaded)
         serving = PlannedServing(options, overrides, dict(wanted.rows), engine_key(options.data_dir))
         run(lambda: _up(serving, loaded, yes=yes))
