@@ -481,3 +481,19 @@ async def test_gotcha_20_retries_are_marked_and_request_ids_go_end_to_end(tmp_pa
             records = await tower.records(2)
         assert [request.headers["x-request-id"] for request in sent(engine)] == ["mine-0", "mine-1"]
     assert [record.retry for record in records] == [False, True]
+
+
+async def test_gotcha_05_real_chunks_come_for_clients_that_do_not_count_comments(tmp_path: Path) -> None:
+    """LangChain's clock only sees parsed chunks; one that says nothing comes every other time."""
+    with FakeEngine() as engine:
+        engine.script(text="late", first_delay=0.6)
+        async with running(tmp_path, engine, personas=PERSONAS, gateway={"keepalive": 0.1}) as tower:
+            chat = await tower.chat("plan", stream=True)
+            prompt = {"model": "plan", "prompt": "x", "stream": True}
+            completion = await tower.client.post("/v1/completions", json=prompt)
+    empty = events(chat.text)[0]
+    assert empty["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
+    assert (empty["model"], empty["object"]) == ("plan", "chat.completion.chunk")
+    assert events(completion.text)[0]["choices"][0]["text"] == ""
+    texts = [choice["delta"].get("content") or "" for chunk in events(chat.text) for choice in chunk["choices"]]
+    assert "".join(texts) == "late"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lmtower.wire import faults
-from lmtower.wire.faults import Fault, from_engine
+from lmtower.wire.engine_faults import from_engine
+from lmtower.wire.faults import Fault, Overflow
 
 ROOT = Path(__file__).parents[2]
 _CODE = re.compile(r"Fault\(\s*(\d+),\s*\"([a-z_]+)\"")
@@ -68,7 +69,7 @@ def test_anthropic_shape(status: int, seen: int, kind: str) -> None:
 
 def test_overflow_is_worded_for_each_client() -> None:
     """Claude Code compacts on its own sentence, OpenAI clients on theirs."""
-    fault = Fault(400, "context_length_exceeded", "engine's words", tokens=(300, 100))
+    fault = Fault(400, "context_length_exceeded", "engine's words", tokens=Overflow(300, 100))
     assert "prompt is too long: 300 tokens > 100 maximum" in faults.render(fault, "anthropic", "r").decode()
     assert "maximum context length is 100 tokens" in faults.render(fault, "openai", "r").decode()
 
@@ -86,7 +87,7 @@ def test_overflow_is_worded_for_each_client() -> None:
                 }
             },
             "context_length_exceeded",
-            (25, 10),
+            Overflow(25, 10),
         ),
         (
             400,
@@ -100,7 +101,7 @@ def test_overflow_is_worded_for_each_client() -> None:
                 }
             },
             "context_length_exceeded",
-            (900, 512),
+            Overflow(900, 512),
         ),
         (400, {"error": {"message": "temperature must be non-negative", "code": 400}}, "invalid_request", None),
         (422, {"detail": [{"loc": ["body"], "msg": "bad"}]}, "invalid_request", None),
@@ -128,3 +129,61 @@ def test_retry_headers_are_whole_seconds_up_to_60() -> None:
     """What SDKs and Claude Code understand."""
     lines = dict(Fault(429, "c", "m", retry_after=500, should_retry=False).header_lines())
     assert lines == {b"retry-after": b"60", b"retry-after-ms": b"60000", b"x-should-retry": b"false"}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        (
+            "This model's maximum context length is 1024 tokens. However, your prompt contains at least 1025 input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
+            Overflow(1025, 1024),
+        ),
+        (
+            "This model's maximum context length is 1024 tokens. However, your prompt contains 50000 characters (more than 20480 characters, which is the upper bound for 1024 input tokens). Please reduce the length of the input prompt.",
+            Overflow(2500, 1024),
+        ),
+        (
+            "max_tokens=32000 cannot be greater than max_model_len=8192. Please request fewer output tokens.",
+            Overflow(0, 8192, 32000),
+        ),
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 8000. This model's maximum context length is 8192 tokens and your request has 500 input tokens (8000 > 8192 - 500).",
+            Overflow(500, 8192, 8000),
+        ),
+        (
+            "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, 1000 in the completion). Please reduce the length of the messages or completion.",
+            Overflow(4000, 4096, 1000),
+        ),
+        (
+            "This model's maximum context length is 4096 tokens. However, you requested 6000 tokens (5000 in the messages, 1000 in the completion).",
+            Overflow(5000, 4096),
+        ),
+        (
+            "You passed 1025 input tokens and requested 0 output tokens. However, the model's context length is only 1024 tokens, resulting in a maximum input length of 1024 tokens.",
+            Overflow(1025, 1024),
+        ),
+        ("Input length (1030) exceeds model's maximum context length (1024).", Overflow(1030, 1024)),
+        (
+            "Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of 5000 tokens: 4000 tokens from the input messages and 1000 tokens for the completion.",
+            Overflow(4000, 4096, 1000),
+        ),
+        ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", Overflow(5000, 4096)),
+        (
+            "request (5000 tokens) exceeds the available context size (1024 tokens), try increasing it",
+            Overflow(5000, 1024),
+        ),
+    ],
+)
+def test_numbers_are_read_out_of_every_engines_overflow_sentence(sentence: str, expected: Overflow) -> None:
+    """The input, the limit, and the output where the input alone would fit."""
+    fault = from_engine(400, json.dumps({"error": {"message": sentence, "code": 400}}).encode())
+    assert (fault.code, fault.tokens) == ("context_length_exceeded", expected)
+
+
+def test_too_many_output_tokens_are_told_so_that_claude_code_asks_for_fewer() -> None:
+    """It computes the next max_tokens from the three numbers."""
+    fault = Fault(400, "context_length_exceeded", "engine's words", tokens=Overflow(500, 8192, 8000))
+    told = json.loads(faults.render(fault, "anthropic", "r"))["error"]["message"]
+    assert told.startswith("input length and `max_tokens` exceed context limit: 500 + 8000 > 8192")
+    openai = json.loads(faults.render(fault, "openai", "r"))["error"]["message"]
+    assert "8500 tokens (500 in the messages, 8000 in the completion)" in openai

@@ -241,14 +241,14 @@ def test_image_tokens_follow_the_recipes_formula() -> None:
 )
 def test_inputs_are_read_in_all_their_forms(given: str, expected: object) -> None:
     """A string, strings, a token array, token arrays."""
-    assert embeddings.read_inputs(given.encode()) == expected
+    assert embeddings.read_inputs(json.loads(given)) == expected
 
 
 @pytest.mark.parametrize("given", ["null", '""', "[]", "{}", "5", '["a", 1]', "[[]]", "[true]", "[[1], 2]", "[-1]"])
 def test_other_inputs_are_a_400(given: str) -> None:
     """With the field's name."""
     with pytest.raises(Fault) as caught:
-        embeddings.read_inputs(given.encode())
+        embeddings.read_inputs(json.loads(given))
     assert (caught.value.status, caught.value.param) == (400, "input")
 
 
@@ -268,7 +268,7 @@ def test_token_ids_become_the_text_they_stand_for() -> None:
 
 def test_rerank_reads_texts_and_objects_and_speaks_both_dialects() -> None:
     """Jina's dialect gives documents back, Cohere's has meta; both are sorted and cut here."""
-    documents = rerank.read_documents(b'["a", {"text": "b"}]')
+    documents = rerank.read_documents(["a", {"text": "b"}])
     assert documents == ["a", "b"]
     engine = json.dumps(
         {"results": [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}], "usage": {}}
@@ -279,4 +279,4 @@ def test_rerank_reads_texts_and_objects_and_speaks_both_dialects() -> None:
     assert jina["results"][0]["document"] == {"text": "b"}
     assert (len(cohere["results"]), cohere["meta"]["api_version"]["version"]) == (1, "2")
     with pytest.raises(Fault):
-        rerank.read_documents(b'["a", 5]')
+        rerank.read_documents(["a", 5])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lmtower.wire import messages, responses
-from lmtower.wire.faults import Fault
+from lmtower.wire.faults import Fault, Overflow
 from lmtower.wire.messages import MessagesReply
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
@@ -127,7 +127,7 @@ def test_responses_stream_ends_with_completed_and_never_echoes_the_prompt() -> N
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        (Fault(400, "context_length_exceeded", "long", tokens=(9, 4)), "context_length_exceeded"),
+        (Fault(400, "context_length_exceeded", "long", tokens=Overflow(9, 4)), "context_length_exceeded"),
         (Fault(429, "insufficient_quota", "spent"), "insufficient_quota"),
         (Fault(429, "rate_limit_exceeded", "slow"), "rate_limit_exceeded"),
         (Fault(502, "engine_unavailable", "gone"), "server_error"),
@@ -201,5 +201,5 @@ def test_stop_string_is_found_over_any_cut(text: str, stops: list[str], expected
 
 def test_engine_gets_four_stop_strings_at_most() -> None:
     """Up to four are the engine's business; beyond, the gateway enforces all of them."""
-    assert split(["a", "b", "a", ""]) == (("a", "b"), ())
-    assert split(list("abcdef")) == (tuple("abcd"), tuple("abcdef"))
+    assert split(["a", "b", "a", ""], 4) == (("a", "b"), ())
+    assert split(list("abcdef"), 4) == (tuple("abcd"), tuple("abcdef"))

@@ -18,7 +18,8 @@ from lmtower.personas import Prepared
 from lmtower.telemetry.families import UPSTREAM_CANCELLED, UPSTREAM_RETRIES
 from lmtower.telemetry.metrics import Metrics
 from lmtower.wire.embeddings import EmbeddingsReply
-from lmtower.wire.faults import Fault, from_engine
+from lmtower.wire.engine_faults import from_engine
+from lmtower.wire.faults import Fault
 from lmtower.wire.reply import Again
 
 log = get_logger(__name__)

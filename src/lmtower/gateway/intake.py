@@ -90,6 +90,7 @@ class Intake:
         plain = prepared.reply
         if isinstance(plain, StoppingReply):
             plain.inner = _strict_reply(plain.inner, flow, strict)
+            plain.follow()
         else:
             prepared.reply = _strict_reply(plain, flow, strict)
 

@@ -41,7 +41,7 @@ class Relay:
     def keep_alive(self, now: float) -> None:
         """Show the client that the request is alive."""
         self.open()
-        self.exchange.send(self._reply.keepalive)
+        self.exchange.send(self._reply.alive())
         self.last_write = now
 
     def attach(self, call: Call) -> None:

@@ -69,7 +69,7 @@ def compile_tools(raw: bytes) -> ToolSet:
     """The callable tools of a raw ``tools`` array. Broken JSON is an empty set: the engine will say so."""
     try:
         entries = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ToolSet({})
     tools: dict[str, Tool] = {}
     for entry in _flatten(entries):

@@ -67,12 +67,13 @@ def prepare_fim(top: Top, persona: CompiledPersona, asked: str, request_id: str,
 
 def prepare_infill(top: Top, persona: CompiledPersona, asked: str, request_id: str, trace: Trace | None) -> Prepared:
     """llama.cpp's ``/infill``. Asking for zero tokens is how editors warm a cache; the answer is immediate."""
-    wanted = tops.value(top, "n_predict")
-    fields = tuple(str(field) for field in tops.value(top, "response_fields") or ())
+    wanted = tops.whole(top, "n_predict")
+    named = tops.value(top, "response_fields")
+    fields = tuple(str(field) for field in named) if isinstance(named, list) else ()
     prefix = (tops.text(top, "input_prefix") or "") + (tops.text(top, "prompt") or "")
     hole = fim.Hole(prefix, tops.text(top, "input_suffix") or "", _files(tops.value(top, "input_extra")))
     kept: Top = {name: top[name] for name in _INFILL_SAME if tops.given(top, name)}
-    if isinstance(wanted, int) and wanted > 0:
+    if wanted is not None and wanted > 0:
         kept["max_tokens"] = _encode(wanted)
     if wanted == 0:
         reply = infill.InfillReply(persona.served, asked, request_id)
@@ -108,7 +109,7 @@ def _render(top: Top, persona: CompiledPersona, asked: str, hole: fim.Hole, trac
         top["prompt"] = _encode(hole.prefix)
         _note(trace, "prompt", "already holds the model's own fill-in-the-middle tokens: passed as it is")
         return False
-    budget = fim.budget_tokens(persona.max_model_len, tops.value(top, "max_tokens"))
+    budget = fim.budget_tokens(persona.max_model_len, tops.whole(top, "max_tokens"))
     fitted = fim.fit(hole, budget)
     top["prompt"] = _encode(fim.render(template, fitted))
     _note(trace, "prompt", f"fill-in-the-middle markup of {persona.fim or persona.recipe.name}")
@@ -133,27 +134,40 @@ def _add_stops(top: Top, template: FimTemplate, trace: Trace | None) -> None:
 
 def _stops(top: Top) -> tuple[str, ...]:
     given: Any = tops.value(top, "stop")
-    return (given,) if isinstance(given, str) else tuple(s for s in given or () if isinstance(s, str))
+    found = [given] if isinstance(given, str) else given or []
+    if not isinstance(found, list) or not all(isinstance(stop, str) for stop in found):
+        raise Fault(400, "invalid_type", "The field 'stop' must be a string or a list of strings.", param="stop")
+    return tuple(found)
 
 
 def _completion(top: Top, persona: CompiledPersona, trace: Trace | None, reply: CompletionReply) -> Prepared:
     stream = tops.flag(top, "stream")
     apply_common(top, msgspec.structs.replace(persona, thinking={}) if persona.thinking else persona, trace)
     reply.wants_usage = ask_for_usage(top, trace) if stream else False
-    limited = limit_stops(top, reply, trace)
+    limited = limit_stops(top, reply, persona.most_stops, trace)
     return Prepared("/v1/completions", tops.join(top), stream, limited)
 
 
-def limit_stops(top: Top, reply: Reply, trace: Trace | None) -> Reply:
+def limit_stops(top: Top, reply: Reply, limit: int | None, trace: Trace | None) -> Reply:
     """Leave an engine no more stop strings than it takes; the gateway enforces the others."""
-    if not tops.given(top, "stop"):
+    if limit is None or not tops.given(top, "stop"):
         return reply
-    engine, ours = stops.split(_stops(top))
+    engine, ours = stops.split(_stops(top), limit)
     if not ours:
         return reply
     top["stop"] = _encode(engine)
     _note(trace, "stop", f"{len(ours)} stop strings: the engine takes {len(engine)}, the gateway enforces all")
-    return stops.enforced(reply, ours)
+    if tops.flag(top, "stream"):
+        # the answer may end here before the engine's last chunk, which has the usage
+        top["stream_options"] = b'{"include_usage":true,"continuous_usage_stats":true}'
+    return stops.StoppingReply(reply, ours, _choices(top))
+
+
+def _choices(top: Top) -> int:
+    """How many answers a request gets: ``n`` of each prompt."""
+    prompts = tops.value(top, "prompt")
+    several = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
+    return (tops.whole(top, "n") or 1) * (len(prompts) if several else 1)
 
 
 def _note(trace: Trace | None, field: str, rule: str) -> None:

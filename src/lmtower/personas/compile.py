@@ -48,6 +48,8 @@ class CompiledPersona(msgspec.Struct, frozen=True):
     hidden: bool = False
     aliases: tuple[str, ...] = ()
     ttft_target: float | None = None
+    most_stops: int | None = 4
+    """Stop strings that the engine takes; None: any number."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -62,6 +64,7 @@ def compile_persona(
     served: str,
     recipe: Recipe,
     max_model_len: int | None = None,
+    most_stops: int | None = 4,
     image_hosts: tuple[str, ...] = (),
     allowed_fields: frozenset[str] = frozenset(),
 ) -> CompiledPersona:
@@ -98,6 +101,7 @@ def compile_persona(
         hidden=persona.hidden,
         aliases=persona.aliases,
         ttft_target=persona.ttft_target,
+        most_stops=most_stops,
     )
 
 

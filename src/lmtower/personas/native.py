@@ -9,7 +9,7 @@ import msgspec
 from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.prepared import Prepared
 from lmtower.personas.rules import Trace, apply_common
-from lmtower.wire import messages, responses
+from lmtower.wire import messages, responses, scan
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Fault
 from lmtower.wire.top import Top
@@ -39,6 +39,8 @@ def prepare_count(top: Top, persona: CompiledPersona, asked: str, request_id: st
 
 def _messages_rules(top: Top, persona: CompiledPersona, asked: str, trace: Trace | None) -> None:
     _need_list(top, "messages")
+    if scan.first_item(memoryview(top["messages"])) is None:
+        raise Fault(400, "invalid_messages", "The field 'messages' needs at least one message.", param="messages")
     _client_thinking(top, persona, trace)
     apply_common(top, _renamed(persona, _MESSAGES_NAMES), trace)
     _nest(top, "reasoning_effort", "output_config", "effort", trace)
@@ -63,11 +65,13 @@ def _messages_rules(top: Top, persona: CompiledPersona, asked: str, trace: Trace
 def _client_thinking(top: Top, persona: CompiledPersona, trace: Trace | None) -> None:
     """The client's ``thinking`` field in the model's own switch, unless the persona decides."""
     wish = tops.value(top, "thinking")
-    top.pop("thinking", None)
-    if persona.thinking or not isinstance(wish, dict):
+    mode = {"enabled": "on", "disabled": "off"}.get(str(wish.get("type"))) if isinstance(wish, dict) else None
+    if mode is not None and not persona.thinking and not persona.recipe.thinking:
+        return  # no switch is known for this model: the engine may know one
+    top.pop("thinking", None)  # adaptive: the model decides
+    if persona.thinking or mode is None:
         return
-    mode = {"enabled": "on", "disabled": "off"}.get(str(wish.get("type")))  # adaptive: the model decides
-    for key, value in persona.recipe.thinking.get(mode or "", {}).items():
+    for key, value in persona.recipe.thinking.get(mode, {}).items():
         mine = tops.value(top, key)
         merged = {**mine, **value} if isinstance(mine, dict) and isinstance(value, dict) else value
         top[key] = msgspec.json.encode(merged)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import msgspec
+
 from lmtower.personas import autocomplete, discipline, native, vectors
 from lmtower.personas.autocomplete import limit_stops
 from lmtower.personas.compile import CompiledPersona
@@ -30,7 +32,7 @@ def prepare_chat(top: Top, persona: CompiledPersona, asked: str, request_id: str
     if persona.tools == "off" and tops.given(top, "tools"):
         raise Fault(400, "tools_not_supported", f"The model {asked!r} does not take tools.", param="tools")
     wants_usage = ask_for_usage(top, trace) if stream else False
-    reply = limit_stops(top, ChatReply(persona.served, asked, request_id, wants_usage), trace)
+    reply = limit_stops(top, ChatReply(persona.served, asked, request_id, wants_usage), persona.most_stops, trace)
     pieces: list[Piece]
     if persona.prompt_json is None:
         pieces = tops.join(top)
@@ -64,5 +66,9 @@ def prepare(
     protocol: str, top: Top, persona: CompiledPersona, asked: str, request_id: str, trace: Trace | None = None
 ) -> Prepared:
     """Make one request ready. ``asked`` is the model's name as the client wrote it. Raises Fault."""
-    discipline.apply(protocol, top, persona, trace)
-    return PREPARERS[protocol](top, persona, asked, request_id, trace)
+    try:
+        discipline.apply(protocol, top, persona, trace)
+        return PREPARERS[protocol](top, persona, asked, request_id, trace)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # the body was read at its top level only: what is broken deeper inside shows where a rule looks into it
+        raise Fault(400, "invalid_json", "The request body holds broken JSON or text that is not UTF-8.") from None

@@ -24,18 +24,18 @@ DANGEROUS = frozenset(
         "allowed_local_media_path",
         "allowed_media_domains",
         "cache_salt",
-        "chat_template",
         "data_parallel_rank",
-        "documents",
         "ec_transfer_params",
         "kv_transfer_params",
         "lora_request",
         "media_io_kwargs",
+        "mm_payload",
         "mm_processor_kwargs",
         "priority",
         "prompt_embeds",
         "request_id",
-        "return_token_ids",
+        "return_mm_kwargs",
+        "routed_experts_prompt_start",
         "session_id",
         "vllm_xargs",
         # llama.cpp
@@ -45,6 +45,22 @@ DANGEROUS = frozenset(
         "preserved_tokens",
     )
 )
+DANGEROUS_TO_PROMPTS = DANGEROUS | {
+    # they put another prompt in place of the persona's, or cut it off
+    "chat_template",
+    "documents",
+    "previous_input_messages",
+    "truncate_prompt_tokens",
+    "truncation_side",
+    # they make vLLM say the prompt, the persona's included
+    "enable_response_messages",
+    "prompt_logprobs",
+    "return_prompt_text",
+    "return_token_ids",
+    "return_token_offsets",
+}
+"""The same, and what would replace, cut or reveal a persona's prompt. Embeddings and rerank have none."""
+_OUTPUT = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _SAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
@@ -54,7 +70,7 @@ def apply_common(top: Top, persona: CompiledPersona, trace: Trace | None = None)
     _note(
         trace, "model", f"persona {persona.name!r} runs on engine {persona.engine!r}, which serves {persona.served!r}"
     )
-    drop_dangerous(top, persona, trace)
+    drop_dangerous(top, persona, trace, DANGEROUS_TO_PROMPTS)
     for key, default in persona.defaults.items():
         if tops.given(top, key) or ((twin := _SAME.get(key)) is not None and tops.given(top, twin)):
             _note(trace, key, "the client's value (the persona only has a default)")
@@ -66,13 +82,28 @@ def apply_common(top: Top, persona: CompiledPersona, trace: Trace | None = None)
             top.pop(twin, None)
         top[key] = forced
         _note(trace, key, "enforced by the persona")
+    if persona.max_model_len is not None:
+        _limit_output(top, persona.max_model_len, trace)
     if persona.thinking:
         merge_thinking(top, persona.thinking, trace)
 
 
-def drop_dangerous(top: Top, persona: CompiledPersona, trace: Trace | None = None) -> None:
+def _limit_output(top: Top, most: int, trace: Trace | None) -> None:
+    """vLLM refuses ``max_tokens`` above the whole context (Claude Code asks for 32000 of any model), and fits less."""
+    for key in _OUTPUT:
+        raw = top.get(key)
+        if raw is not None and len(raw) >= len(str(most)):
+            wanted = tops.value(top, key)
+            if isinstance(wanted, int | float) and wanted > most:
+                top[key] = b"%d" % most
+                _note(trace, key, f"at most the context of the model, {most}")
+
+
+def drop_dangerous(
+    top: Top, persona: CompiledPersona, trace: Trace | None = None, fields: frozenset[str] = DANGEROUS
+) -> None:
     """Remove engine extras that would let a client reach past its own request."""
-    for key in DANGEROUS.intersection(top):
+    for key in fields.intersection(top):
         if key not in persona.allowed_fields:
             del top[key]
             _note(trace, key, "dropped: engine extras are not for clients (gateway.dangerous_fields)")
@@ -94,7 +125,8 @@ def ask_for_usage(top: Top, trace: Trace | None = None) -> bool:
     options = tops.value(top, "stream_options")
     options = options if isinstance(options, dict) else {}
     asked = options.get("include_usage") is True
-    if not asked:
+    # usage in every chunk would be added up by clients that read it
+    if not asked or options.pop("continuous_usage_stats", None) is not None:
         top["stream_options"] = msgspec.json.encode({**options, "include_usage": True})
         _note(trace, "stream_options", "usage is always recorded; it is forwarded only if the client asks")
     return asked

@@ -29,7 +29,7 @@ def prepare_embeddings(
     dimensions = tops.value(top, "dimensions")
     if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
         raise Fault(400, "invalid_type", "The field 'dimensions' must be a positive whole number.", param="dimensions")
-    texts = _texts(bytes(memoryview(top["input"])), persona, trace)
+    texts = _texts(tops.value(top, "input"), persona, trace)
     top["model"] = persona.model_json
     drop_dangerous(top, persona, trace)
     top.pop("stream", None)
@@ -43,11 +43,11 @@ def prepare_embeddings(
     return Prepared("/v1/embeddings", bodies[0], False, reply, more=tuple(bodies[1:]))
 
 
-def _texts(raw: bytes, persona: CompiledPersona, trace: Trace | None) -> list[str]:
+def _texts(given: object, persona: CompiledPersona, trace: Trace | None) -> list[str]:
     """The inputs as texts. LangChain sends cl100k token ids, which mean something else to the engine's model."""
     prefix = persona.prefix or ""
     texts: list[str] = []
-    for item in embeddings.read_inputs(raw):
+    for item in embeddings.read_inputs(given):
         text = item if isinstance(item, str) else cl100k.decode(item)
         texts.append(prefix + text)
     if prefix and trace is not None:
@@ -72,12 +72,12 @@ def _rerank(
         if not tops.given(top, name):
             raise Fault(400, "missing_field", f"The field {name!r} is missing.", param=name)
     query = tops.text(top, "query") or ""
-    documents = rerank.read_documents(bytes(memoryview(top["documents"])))
+    documents = rerank.read_documents(tops.value(top, "documents"))
     wish: Any = tops.value(top, "top_n")
     top_n = wish if type(wish) is int and wish > 0 else 0
     with_documents = tops.flag(top, "return_documents") if "return_documents" in top else not cohere
     top["model"] = persona.model_json
-    drop_dangerous_documents_aside(top, persona, trace)
+    drop_dangerous(top, persona, trace)
     top["query"], top["documents"] = _encode(query), _encode(documents)
     top.pop("top_n", None)  # all scores come back, so that every dialect can cut them itself
     reply = rerank.RerankReply(
@@ -90,10 +90,3 @@ def _rerank(
         with_documents=with_documents,
     )
     return Prepared("/v1/rerank", tops.join(top), False, reply)
-
-
-def drop_dangerous_documents_aside(top: Top, persona: CompiledPersona, trace: Trace | None) -> None:
-    """The rule for engine extras; ``documents`` is one in chat, and the very input here."""
-    documents = top.pop("documents")
-    drop_dangerous(top, persona, trace)
-    top["documents"] = documents

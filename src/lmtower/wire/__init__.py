@@ -13,7 +13,7 @@ The way back is a *reply*, one object per request, which the gateway drives:
 - ``reply.end()``         the engine ended the stream cleanly -> last bytes
 - ``reply.broken(fault)`` the engine died or was cut -> the protocol's error event
 - ``reply.usage``         what the engine said it used, as far as it is known by then
-- ``reply.keepalive``     bytes that keep a silent connection open in this protocol
+- ``reply.alive()``       bytes that keep a silent connection open in this protocol
 - ``reply.complete``      whether the stream reached its proper end
 
 An error is a ``Fault`` until the very last moment, when ``faults.render`` writes it in the client's protocol.

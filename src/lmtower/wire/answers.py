@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from lmtower.wire.faults import Fault, from_stream
+from lmtower.wire.engine_faults import from_stream
+from lmtower.wire.faults import Fault
 
 
 def read_object(data: bytes) -> dict[str, Any]:

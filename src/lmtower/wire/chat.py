@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from lmtower.wire import scan, sse, usage
-from lmtower.wire.faults import Fault, from_engine
+from lmtower.wire.answers import read_object
+from lmtower.wire.engine_faults import from_stream
+from lmtower.wire.faults import Fault
 from lmtower.wire.frame import Frame
 from lmtower.wire.reply import Reply
 
@@ -93,7 +95,7 @@ def _later_system(messages: memoryview, first: int) -> int | None:
 class ChatReply(Reply):
     """Chat completions, streamed or not. ``wants_usage``: the client asked for the usage chunk."""
 
-    __slots__ = ("_frame", "wants_usage")
+    __slots__ = ("_frame", "_silences", "wants_usage")
 
     _marker = b'"delta":{"content":"'
     """What stands right before the text of a plain chunk."""
@@ -102,6 +104,24 @@ class ChatReply(Reply):
         super().__init__(served, asked, request_id)
         self.wants_usage = wants_usage
         self._frame = Frame(self._marker)
+        self._silences = 0
+
+    def alive(self) -> bytes:
+        """A comment, then a chunk that says nothing, in turns: LangChain gives up after 120 s without a chunk."""
+        self._silences += 1
+        if self._silences % 2:
+            return self.keepalive
+        head = {
+            "id": f"chatcmpl-{self.request_id}",
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": self.asked,
+        }
+        return b"data: " + _encode(self.nothing(head)) + b"\n\n"
+
+    def nothing(self, head: dict[str, Any]) -> dict[str, Any]:
+        """A chunk of this protocol without text."""
+        return {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": None}]}
 
     def body(self, data: bytes) -> bytes:
         """The answer with the asked name, both names of the reasoning, and null content beside tool calls."""
@@ -110,7 +130,7 @@ class ChatReply(Reply):
         # compact JSON (the name is written as we expect) without reasoning and tool calls needs nothing but the name
         if self._from in data and not any(marker in data for marker in _MENDED):
             return self.rename(data, 1)
-        answer = _loads(data)
+        answer = read_object(data)
         answer["model"] = self.asked
         for choice in answer.get("choices") or ():
             message = choice.get("message")
@@ -142,10 +162,10 @@ class ChatReply(Reply):
         if data is None:
             self.events -= 1
             return event
-        chunk = _loads(data)
+        chunk = read_object(data)
         if chunk.get("error") is not None:
             # a malformed error would look like a complete answer: say it in the protocol's words
-            raise from_engine(502, data)
+            raise from_stream(data)
         usage.read(data, self.usage)
         return b"".join(self._chunk(chunk))
 
@@ -197,13 +217,3 @@ def _finish_apart(chunk: dict[str, Any]) -> list[dict[str, Any]]:
     deltas = [{**choice, "finish_reason": None} for choice in chunk["choices"]]
     ends = [{**choice, "delta": {}} for choice in chunk["choices"] if choice.get("finish_reason") is not None]
     return [{**chunk, "choices": deltas}, {**chunk, "choices": ends}]
-
-
-def _loads(data: bytes) -> dict[str, Any]:
-    try:
-        parsed = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise Fault(502, "engine_error", "The engine's answer is not valid JSON.")
-    return parsed

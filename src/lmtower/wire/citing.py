@@ -18,9 +18,9 @@ import msgspec
 
 from lmtower.wire import sse
 from lmtower.wire.answers import read_object
-from lmtower.wire.faults import Fault
 from lmtower.wire.reply import Reply
 from lmtower.wire.top import Top, value
+from lmtower.wire.wrapping import Wrapping
 
 Json = dict[str, Any]
 _encode = msgspec.json.Encoder().encode
@@ -163,54 +163,24 @@ def search_call(identity: str, found: Found) -> Json:
 # -- the answer ----------------------------------------------------------------------------------------------
 
 
-class CitingReply(Reply):
+class CitingReply(Wrapping):
     """Stands behind another reply and adds citations to what it sends."""
 
-    __slots__ = ("_found", "_identity", "_sequence", "_texts", "again", "dialect", "enough", "inner", "keepalive")
+    __slots__ = ("_found", "_identity", "_sequence", "_texts")
 
     def __init__(self, inner: Reply, found: Found) -> None:
-        super().__init__(inner.served, inner.asked, inner.request_id)
-        self.inner = inner
-        self.dialect = inner.dialect
-        self.keepalive = inner.keepalive
+        super().__init__(inner)
         self._found = found
         self._identity = f"fs_{inner.request_id}"
         self._texts: dict[Any, str] = {}
         self._sequence = -1
-        self._follow()
 
-    def body(self, data: bytes) -> bytes:
-        """The whole answer with its citations."""
-        out = self.inner.body(data)
-        self._follow()
-        return self._cite_body(out)
-
-    def feed(self, data: bytes) -> bytes:
-        """Stream bytes through the inner reply, then through the citations."""
-        out = self.inner.feed(data)
-        self._follow()
-        return self._cite(out)
-
-    def end(self) -> bytes:
-        """What the inner reply sends last."""
-        out = self.inner.end()
-        self._follow()
-        return self._cite(out)
-
-    def retried(self, data: bytes) -> bytes:
-        """The second answer, whole or as the rest of a stream."""
-        out = self.inner.retried(data)
-        self._follow()
-        return self._cite_body(out) if out[:1] == b"{" else self._cite(out)
-
-    def broken(self, fault: Fault) -> bytes:
-        """The protocol's error event, numbered on."""
-        return self._cite(self.inner.broken(fault))
-
-    def _follow(self) -> None:
-        inner = self.inner
-        self.usage, self.complete, self.events = inner.usage, inner.complete, inner.events
-        self.again, self.enough = inner.again, inner.enough
+    def changed(self, out: bytes, whole: bool) -> bytes:
+        """The answer with its citations; the events of responses numbered anew."""
+        if whole:
+            return self._cite_body(out)
+        change = self._responses_event if self.dialect == "responses" else self._chat_event
+        return b"".join([change(event) for event in sse.split(out)])
 
     def _cite_body(self, out: bytes) -> bytes:
         answer = read_object(out)
@@ -223,12 +193,6 @@ class CitingReply(Reply):
                 if found:
                     message["annotations"] = found
         return _encode(answer)
-
-    def _cite(self, out: bytes) -> bytes:
-        if not out:
-            return out
-        change = self._responses_event if self.dialect == "responses" else self._chat_event
-        return b"".join([change(event) for event in sse.split(out)])
 
     def _chat_event(self, event: bytes) -> bytes:
         data = sse.data_of(event) if event.startswith(b"data: {") else None

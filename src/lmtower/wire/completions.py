@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lmtower.wire import usage
 from lmtower.wire.chat import ChatReply
 
@@ -12,6 +14,11 @@ class CompletionReply(ChatReply):
     __slots__ = ()
 
     _marker = b'"text":"'
+
+    def nothing(self, head: dict[str, Any]) -> dict[str, Any]:
+        """A chunk of this protocol without text."""
+        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+        return {**head, "object": "text_completion", "choices": [choice]}
 
     def body(self, data: bytes) -> bytes:
         """The answer with the name that the client asked for."""

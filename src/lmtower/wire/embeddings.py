@@ -27,9 +27,8 @@ _encode = msgspec.json.Encoder().encode
 Tokens = list[int]
 
 
-def read_inputs(raw: bytes) -> list[str] | list[Tokens]:
+def read_inputs(given: object) -> list[str] | list[Tokens]:
     """The inputs of a request: a string, strings, a token array or token arrays. Raises Fault(400)."""
-    given = msgspec.json.decode(raw)
     if given in (None, "", []):
         raise _invalid("The field 'input' must not be empty.")
     items = [given] if isinstance(given, str) or _is_tokens(given) else given

@@ -8,8 +8,7 @@ its own sentence (facts: Claude Code compacts on ``prompt is too long: X tokens 
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -41,6 +40,14 @@ _ANTHROPIC_TYPES = {
 }
 
 
+class Overflow(NamedTuple):
+    """Why a request does not fit: ``asked`` tokens of input (0: not known), ``output`` asked beside them."""
+
+    asked: int
+    allowed: int
+    output: int = 0
+
+
 class Fault(Exception):
     """One error for one client. ``code`` is a stable word; every code is listed in docs/errors.md."""
 
@@ -55,7 +62,7 @@ class Fault(Exception):
         param: str | None = None,
         retry_after: int | None = None,
         should_retry: bool | None = None,
-        tokens: tuple[int, int] | None = None,
+        tokens: Overflow | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         super().__init__(message)
@@ -67,7 +74,7 @@ class Fault(Exception):
         """Whole seconds, at most 60: Claude Code gives up above, and takes no HTTP date."""
         self.should_retry = should_retry
         self.tokens = tokens
-        """For context overflows: (tokens asked, largest allowed)."""
+        """For context overflows."""
         self.headers = headers
 
     def header_lines(self) -> list[tuple[bytes, bytes]]:
@@ -96,21 +103,33 @@ def openai_error(fault: Fault) -> dict[str, Any]:
 
 
 def _openai_message(fault: Fault) -> str:
-    if fault.code == "context_length_exceeded" and fault.tokens is not None:
-        asked, allowed = fault.tokens
-        return (
-            f"This model's maximum context length is {allowed} tokens. However, your request needs {asked} tokens. "
-            "Please reduce the length of the messages or max_tokens."
-        )
-    return fault.message
+    if fault.code != "context_length_exceeded" or fault.tokens is None:
+        return fault.message
+    asked, allowed, output = fault.tokens
+    needs = (
+        f"{asked + output} tokens ({asked} in the messages, {output} in the completion)"
+        if output
+        else f"{asked} tokens"
+    )
+    return (
+        f"This model's maximum context length is {allowed} tokens. However, your request needs {needs}. "
+        "Please reduce the length of the messages or max_tokens."
+    )
 
 
 def _anthropic_message(fault: Fault) -> str:
-    if fault.code == "context_length_exceeded":
-        if fault.tokens is None:
-            return "prompt is too long: " + fault.message
-        return f"prompt is too long: {fault.tokens[0]} tokens > {fault.tokens[1]} maximum"
-    return fault.message
+    """Claude Code compacts on the first sentence, and asks for fewer tokens on the second."""
+    if fault.code != "context_length_exceeded":
+        return fault.message
+    if fault.tokens is None:
+        return "prompt is too long: " + fault.message
+    asked, allowed, output = fault.tokens
+    if output:
+        return (
+            f"input length and `max_tokens` exceed context limit: {asked} + {output} > {allowed}, "
+            "decrease input length or `max_tokens` and try again"
+        )
+    return f"prompt is too long: {asked} tokens > {allowed} maximum"
 
 
 def render(fault: Fault, dialect: Dialect, request_id: str) -> bytes:
@@ -166,90 +185,3 @@ def failed_response(fault: Fault, request_id: str) -> dict[str, Any]:
         "tools": [],
         "usage": None,
     }
-
-
-class _EngineError(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    code: int | str | None = None
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class _EngineErrorBody(msgspec.Struct):
-    error: _EngineError | str | None = None
-    message: str | None = None
-    detail: Any = None
-
-
-_error_decoder = msgspec.json.Decoder(_EngineErrorBody)
-_OVERFLOW = re.compile(
-    r"maximum context length|context length is only|exceeds? (?:the )?(?:available )?context"
-    r"|prompt is too long|max_model_len",
-    re.IGNORECASE,
-)
-_OVERFLOW_LIMIT = re.compile(r"(?:maximum context length is|context length is only|context size \(?)\D{0,3}(\d+)", re.I)
-_OVERFLOW_ASKED = re.compile(
-    r"(?:requested|request has|request contains|contains|resulting in|prompt contains|need[s]?)\D{0,24}?(\d+)", re.I
-)
-
-
-def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Fault:
-    """Translate an engine's error answer (vLLM, llama.cpp or another) into a Fault that clients understand.
-
-    ``secrets`` are persona prompts and keys: an engine's validation message may quote its input, and a
-    message that does is replaced.
-    """
-    message, tokens = _engine_message(body)
-    if any(_quotes(message, secret) for secret in secrets):
-        message = "The engine refused the request."
-    if number in (401, 403):
-        return Fault(502, "engine_refused", "The engine did not accept the tower's key. Tell the tower's owner.")
-    if number == 404:
-        return Fault(
-            502, "engine_refused", "The engine does not serve this route or model. Tell the owner of this tower."
-        )
-    if number in (429, 503):
-        return Fault(503, "engine_overloaded", "The engine is busy. Try again in a moment.", retry_after=2)
-    if number >= 500:
-        return Fault(502, "engine_error", "The engine failed while it worked on this request.")
-    if _OVERFLOW.search(message):
-        return Fault(400, "context_length_exceeded", message, param="messages", tokens=tokens)
-    if number == 413:
-        return Fault(413, "request_too_large", message or "The request is too large.")
-    return Fault(400, "invalid_request", message or "The engine refused the request.")
-
-
-def from_stream(body: bytes) -> Fault:
-    """Translate an error that came inside a stream. Only an overflow is told in its words: others may quote."""
-    try:
-        error = _error_decoder.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        error = None
-    code = error.code if isinstance(error, _EngineError) else None
-    fault = from_engine(code if isinstance(code, int) and 400 <= code < 600 else 502, body)
-    return fault if fault.code == "context_length_exceeded" else from_engine(502, body)
-
-
-def _engine_message(body: bytes) -> tuple[str, tuple[int, int] | None]:
-    try:
-        parsed = _error_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return "", None
-    error = parsed.error
-    if isinstance(error, _EngineError):
-        if error.n_prompt_tokens is not None and error.n_ctx is not None:
-            return error.message, (error.n_prompt_tokens, error.n_ctx)
-        message = error.message
-    else:
-        message = error or parsed.message or (parsed.detail if isinstance(parsed.detail, str) else "")
-    limit, asked = _OVERFLOW_LIMIT.search(message), _OVERFLOW_ASKED.search(message)
-    tokens = (int(asked[1]), int(limit[1])) if limit and asked and int(asked[1]) > 0 else None
-    return message, tokens
-
-
-def _quotes(message: str, secret: str) -> bool:
-    """Whether a message repeats a piece of a secret that is long enough to matter (20 characters)."""
-    if len(secret) < 20:
-        return bool(secret) and secret in message
-    return any(secret[start : start + 20] in message for start in range(0, len(secret) - 19, 10))

@@ -20,6 +20,10 @@ class FimReply(CompletionReply):
 
     __slots__ = ()
 
+    def nothing(self, head: dict[str, Any]) -> dict[str, Any]:
+        """A chunk of a chat without text."""
+        return {**head, "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": None}]}
+
     def body(self, data: bytes) -> bytes:
         """The completion's text as an assistant message."""
         answer = read_success(data)
@@ -74,6 +78,10 @@ class InfillReply(CompletionReply):
         self.fields = fields
         self.truncated = truncated
         self._text = ""
+
+    def nothing(self, head: dict[str, Any]) -> dict[str, Any]:
+        """A chunk of llama.cpp's without text."""
+        return {"content": "", "stop": False}
 
     def body(self, data: bytes) -> bytes:
         """The text under ``content``, with the counts that editors read."""

@@ -38,6 +38,7 @@ class Reply:
 
     dialect: Dialect = "openai"
     keepalive: bytes = b": keepalive\n\n"
+    """An event that every client of the protocol skips."""
     again: Again | None = None
     """Set after ``body`` or the stream's end when the answer needs a second request; then call ``retried``."""
     enough: bool = False
@@ -77,9 +78,17 @@ class Reply:
         rest = self._scanner.rest()
         return self.relay(DONE) if rest.strip() == DONE.strip() else b""
 
+    def alive(self) -> bytes:
+        """Bytes that keep a silent connection open."""
+        return self.keepalive
+
     def retried(self, data: bytes) -> bytes:
         """The answer of the second request: the client's bytes (the rest of the stream, or the whole body)."""
         return self.body(data)
+
+    def recovered(self, status: int, body: bytes) -> bool:
+        """The engine failed before it answered: whether ``again`` now holds a request that may succeed."""
+        return False
 
     def broken(self, fault: Fault) -> bytes:
         """The stream cannot go on: the protocol's error event."""

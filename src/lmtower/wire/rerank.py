@@ -15,9 +15,8 @@ MOST_DOCUMENTS = 1000
 _encode = msgspec.json.Encoder().encode
 
 
-def read_documents(raw: bytes) -> list[str]:
+def read_documents(given: object) -> list[str]:
     """The documents as texts; clients send strings or ``{"text": …}``. Raises Fault(400)."""
-    given = msgspec.json.decode(raw)
     texts: list[str] = []
     for item in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
         text = item.get("text") if isinstance(item, dict) else item

@@ -13,7 +13,8 @@ import msgspec
 
 from lmtower.wire import sse
 from lmtower.wire.answers import read_object
-from lmtower.wire.faults import Fault, failed_response, from_stream
+from lmtower.wire.engine_faults import from_stream
+from lmtower.wire.faults import Fault, failed_response
 from lmtower.wire.reply import Reply
 from lmtower.wire.usage import Usage
 

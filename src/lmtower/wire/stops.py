@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
-from lmtower.wire import sse
+from lmtower.wire import sse, usage
 from lmtower.wire.answers import read_success
-from lmtower.wire.faults import Fault
 from lmtower.wire.reply import Reply
+from lmtower.wire.wrapping import Wrapping
 
 ENGINE_LIMIT = 4
+"""What vLLM takes (VLLM_MAX_STOP_STRINGS)."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -65,20 +66,19 @@ class Cut:
         return 0
 
 
-class StoppingReply(Reply):
+class StoppingReply(Wrapping):
     """Stands between the engine and another reply, and ends every text at the first stop string."""
 
-    __slots__ = ("_cuts", "_ended", "_stops", "again", "enough", "inner")
+    __slots__ = ("_choices", "_cuts", "_ended", "_stopped", "_stops")
 
-    def __init__(self, inner: Reply, stops: Sequence[str]) -> None:
-        super().__init__(inner.served, inner.asked, inner.request_id)
-        self.enough = False
-        self.again = None
-        self.usage = inner.usage
-        self.inner = inner
+    def __init__(self, inner: Reply, stops: Sequence[str], choices: int = 1) -> None:
+        super().__init__(inner)
         self._stops = tuple(stops)
+        self._choices = choices
         self._cuts: dict[int, Cut] = {}
+        self._stopped: set[int] = set()
         self._ended: set[int] = set()
+        """Choices that a stop string or the engine has ended."""
 
     def body(self, data: bytes) -> bytes:
         """The whole answer, every text cut at the first stop string."""
@@ -90,37 +90,26 @@ class StoppingReply(Reply):
             cut = Cut(self._stops)
             text = cut.feed(place[key])
             if cut.found is not None:
-                place[key], choice["finish_reason"] = text, "stop"
-        out = self.inner.body(_encode(answer))
-        self._follow()
-        return out
+                place[key], choice["finish_reason"], choice["stop_reason"] = text, "stop", cut.found
+        return super().body(_encode(answer))
+
+    def feed(self, data: bytes) -> bytes:
+        """Stream bytes as they were read; the inner reply gets whole events."""
+        run = self._scanner.feed(data)
+        return self.relay(run) if run else b""
 
     def relay(self, run: bytes) -> bytes:
         """Every chunk is looked at: any may hold a piece of a stop string."""
-        out = self.inner.relay(b"".join([self._event(event) for event in sse.split(run)]))
-        self._follow()
+        cut = b"".join([self._event(event) for event in sse.split(run)])
+        enough, out = self.enough, self._passed(self.inner.relay(cut), False)
+        self.enough = enough
         return out
 
     def end(self) -> bytes:
         """What is left, in the inner reply's words."""
-        out = super().end() + self.inner.end()
-        self._follow()
-        return out
-
-    def broken(self, fault: Fault) -> bytes:
-        """The inner reply knows how its protocol says it."""
-        return self.inner.broken(fault)
-
-    def retried(self, data: bytes) -> bytes:
-        """Second requests are the inner reply's own."""
-        out = self.inner.retried(data)
-        self.usage = self.inner.usage
-        self._follow()
-        return out
-
-    def _follow(self) -> None:
-        self.complete, self.events = self.inner.complete, self.inner.events
-        self.again = self.inner.again
+        rest = self._scanner.rest()
+        last = self.relay(sse.DONE) if rest.strip() == sse.DONE.strip() else b""
+        return last + super().end()
 
     def _event(self, event: bytes) -> bytes:
         data = sse.data_of(event) if event.startswith(b"data: {") else None
@@ -131,43 +120,43 @@ class StoppingReply(Reply):
         chunk = read_success(data)
         if not chunk.get("choices"):
             return event
-        for choice in chunk["choices"]:
-            self._cut(choice)
+        if chunk.pop("usage", None) is not None:  # asked for in every chunk, for the engine may not come to its last
+            usage.read(data, self.usage)
+        cuts = [self._cut(choice) for choice in chunk["choices"]]
         out = b"data: " + _encode(chunk) + b"\n\n"
-        if self._ended and len(self._ended) == len(self._cuts):
+        if any(cuts) and len(self._ended) >= self._choices:
             self.enough = True
             return out + self._last(chunk)
         return out
 
-    def _cut(self, choice: dict[str, Any]) -> None:
+    def _cut(self, choice: dict[str, Any]) -> bool:
+        """Cut one choice's piece of text. Returns whether its answer was ended here, now or before."""
         number = choice.get("index", 0)
         place, key = _place(choice, "delta")
         if place is None:
-            return
+            return False
         cut = self._cuts.setdefault(number, Cut(self._stops))
-        if number in self._ended:
+        if number in self._stopped:
             place[key], choice["finish_reason"] = "", None
-            return
+            return True
         text = cut.feed(place.get(key) or "")
         if cut.found is not None:
+            self._stopped.add(number)
             self._ended.add(number)
-            choice["finish_reason"] = "stop"
+            choice["finish_reason"], choice["stop_reason"] = "stop", cut.found
         elif choice.get("finish_reason") is not None:
+            self._ended.add(number)
             text += cut.rest()
         if text or place.get(key) is not None:
             place[key] = text
+        return number in self._stopped
 
     def _last(self, chunk: dict[str, Any]) -> bytes:
         """A usage chunk and the end, as the engine would have said them: its own numbers never come."""
-        made = max(1, self.inner.events + 1)
+        made = self.usage.output_tokens or max(1, self.inner.events + 1)
         numbers = {"prompt_tokens": self.usage.input_tokens, "completion_tokens": made}
         told = {**chunk, "choices": [], "usage": {**numbers, "total_tokens": sum(numbers.values())}}
         return b"data: " + _encode(told) + b"\n\n" + sse.DONE
-
-
-def enforced(reply: Reply, stops: Sequence[str]) -> Reply:
-    """The reply, with these stop strings enforced before it sees anything."""
-    return StoppingReply(reply, stops)
 
 
 def _place(choice: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:
@@ -178,7 +167,7 @@ def _place(choice: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, s
     return (inner, "content") if isinstance(inner, dict) else (None, "content")
 
 
-def split(stops: Sequence[str], limit: int = ENGINE_LIMIT) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split(stops: Sequence[str], limit: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(for the engine, for the gateway): beyond the limit the gateway enforces all, so that the first one wins."""
     kept = tuple(dict.fromkeys(stop for stop in stops if stop))
     return (kept, ()) if len(kept) <= limit else (kept[:limit], kept)

@@ -75,6 +75,16 @@ def text(top: Top, name: str) -> str | None:
     raise Fault(400, "invalid_type", f"The field {name!r} must be a string.", param=name)
 
 
+def whole(top: Top, name: str) -> int | None:
+    """A whole number, None when absent or null. Raises Fault(400) when it is something else."""
+    found = value(top, name)
+    if found is None or type(found) is int:
+        return found
+    if isinstance(found, float) and found.is_integer():
+        return int(found)
+    raise Fault(400, "invalid_type", f"The field {name!r} must be a whole number.", param=name)
+
+
 def flag(top: Top, name: str) -> bool:
     """A boolean field, False when absent or null. Raises Fault(400) when it is something else."""
     raw = top.get(name)
