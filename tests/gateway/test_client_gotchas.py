@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lmtower.config.types import Gateway, Lanes
+from lmtower.personas import rules
 from tests.fakes.engine import FakeEngine, Request, ToolCall
 from tests.gateway.support import events, running, until, upstream
 
@@ -497,3 +498,89 @@ async def test_gotcha_05_real_chunks_come_for_clients_that_do_not_count_comments
     assert events(completion.text)[0]["choices"][0]["text"] == ""
     texts = [choice["delta"].get("content") or "" for chunk in events(chat.text) for choice in chunk["choices"]]
     assert "".join(texts) == "late"
+
+
+async def test_gotcha_12_models_are_the_keys_own_and_aliases_are_known(tmp_path: Path) -> None:
+    """A key sees what it may use, in the file's order, each time the same; an alias is told under the asked name."""
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            key = tower.gateway.ledger.create_key("narrow", personas=["eyes", "claude-local"]).secret
+            headers = {"authorization": f"Bearer {key}"}
+            first = await tower.client.get("/v1/models", headers=headers)
+            again = await tower.client.get("/v1/models", headers=headers)
+            alias = await tower.client.get("/v1/models/claude-sonnet-5", headers=headers)
+            foreign = await tower.client.get("/v1/models/plan", headers=headers)
+            nobody = await tower.client.get("/v1/models/gpt-9", headers=headers)
+            props = await tower.client.get("/props")
+    assert [entry["id"] for entry in first.json()["data"]] == ["eyes", "claude-local"]
+    assert [entry["slug"] for entry in first.json()["models"]] == ["eyes", "claude-local"]
+    assert first.content == again.content
+    assert (alias.status_code, alias.json()["id"]) == (200, "claude-sonnet-5")
+    assert (foreign.status_code, nobody.status_code) == (404, 404)
+    assert props.json()["model_alias"] == "qwen-coder"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "messages", "responses", "embeddings", "rerank"])
+async def test_gotcha_14_nothing_dangerous_passes_on_any_protocol(tmp_path: Path, path: str) -> None:
+    """Neither what reaches past the request, nor what makes vLLM say the persona's prompt or cut it off."""
+    dangerous = rules.DANGEROUS if path in ("embeddings", "rerank") else rules.DANGEROUS_TO_PROMPTS
+    body = {"model": "plan", "messages": USER, "prompt": "x", "input": "x", "query": "x", "documents": ["x"]}
+    escaped = json.dumps(body | {"max_tokens": 9} | dict.fromkeys(dangerous - {"documents"}, 1))
+    escaped = escaped.replace('"cache_salt"', '"cache\\u005fsalt"')
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            answer = await tower.client.post(f"/v1/{path}", content=escaped)
+        [request] = sent(engine)
+    assert answer.status_code == 200, answer.text
+    assert not (dangerous - {"documents"}) & request.json.keys()
+    assert {"prompt_logprobs", "return_token_ids", "enable_response_messages"} <= rules.DANGEROUS_TO_PROMPTS
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages", "responses", "completions"])
+async def test_gotcha_04_more_output_than_context_is_lowered_instead_of_refused(tmp_path: Path, path: str) -> None:
+    """Claude Code asks for 32000 tokens of any model it does not know; vLLM refuses more than its context."""
+    name = "max_output_tokens" if path == "responses" else "max_tokens"
+    body = {"model": "eyes", "messages": USER, "input": "x", "prompt": "x", name: 32000}
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            assert (await tower.client.post(f"/v1/{path}", json=body)).status_code == 200
+            assert (await tower.client.post(f"/v1/{path}", json=body | {name: 300})).status_code == 200
+        assert [request.json[name] for request in sent(engine)] == [16000, 300]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/audio/transcriptions", 501),
+        ("POST", "/v1/images/generations", 501),
+        ("POST", "/v1/responses/compact", 501),
+        ("POST", "/v1/alpha/search", 501),
+        ("POST", "/v1/messages/batches", 501),
+        ("POST", "/tokenize", 501),
+        *[("POST", f"/{name}", 404) for name in ("sleep", "wake_up", "pause", "collective_rpc", "reset_prefix_cache")],
+        *[("POST", f"/{name}", 404) for name in ("v1/load_lora_adapter", "lora-adapters", "slots", "invocations")],
+        *[
+            ("GET", path, 404)
+            for path in ("/metrics", "//metrics", "/%6Detrics", "/v1/../metrics", "/v1/%2e%2e/metrics")
+        ],
+        *[
+            ("GET", path, 404)
+            for path in ("/METRICS", "/server_info", "/v1/models/../../metrics", "/load", "/v1/%2e%2e/load")
+        ],
+    ],
+)
+async def test_gotcha_14_engine_routes_are_not_reachable(tmp_path: Path, method: str, path: str, status: int) -> None:
+    """By no spelling; what a protocol has and no engine here does is told as that."""
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            reader, writer = await asyncio.open_connection("127.0.0.1", tower.port)
+            head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tower.key}\r\nconnection: close\r\n"
+            writer.write((head + "content-length: 2\r\n\r\n{}").encode())
+            answer = (await reader.read()).decode()
+            writer.close()
+        assert not [request for request in engine.requests if request.path not in ("/health", "/v1/models")]
+    head, _, body = answer.partition("\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert json.loads(body)["error"]["message"]
+    if status == 501:
+        assert "x-should-retry: false" in head

@@ -222,3 +222,53 @@ async def test_broken_history_does_not_reach_the_engine(tmp_path: Path) -> None:
         sent = engine.requests[-1].json["messages"]
     assert [message["role"] for message in sent] == ["system", "user", "assistant", "tool"]
     assert isinstance(json.loads(sent[2]["tool_calls"][0]["function"]["arguments"]), dict)
+
+
+BROKEN_CALLS = [
+    (400, {"error": {"message": "Expecting ',' delimiter: line 1 column 18 (char 17)", "type": "BadRequestError"}}),
+    (400, {"error": {"message": "1 validation error for AnthropicContentBlock\ninput\n  Input should be a dict"}}),
+    (500, {"error": {"code": 500, "message": "Failed to parse input at pos 12", "type": "server_error"}}),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize(("status", "error"), BROKEN_CALLS)
+async def test_call_that_the_engine_could_not_read_is_asked_for_again(
+    tmp_path: Path, path: str, status: int, error: dict[str, Any]
+) -> None:
+    """vLLM and llama.cpp answer with an error when they cannot decode their model's call; the guard retries once."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool: dict[str, Any] = {"name": "weather", "input_schema": schema}
+    if path != "/v1/messages":
+        tool = {"type": "function", "name": "weather", "parameters": schema}
+    if path == "/v1/chat/completions":
+        tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    said = [{"role": "user", "content": "hello"}]
+    body = {"model": "agent", "messages": said, "input": said, "max_tokens": 90, "tools": [tool]}
+    with FakeEngine() as engine:
+        engine.script(text='{"city": "Oslo"}', input_tokens=9)
+        engine.script(times=1, status=status, error=error)
+        personas = {"agent": {"engine": "big", "tools": "strict"}, "free": {"engine": "big"}}
+        async with running(tmp_path, engine, personas=personas) as tower:
+            answer = await tower.client.post(path, json=body)
+            [record] = await tower.records(1)
+            engine.script(status=status, error=error)
+            twice = await tower.client.post(path, json=body)
+            free = await tower.client.post(path, json=body | {"model": "free"})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    if path == "/v1/messages":
+        [block] = told["content"]
+        assert (block["name"], block["input"], told["stop_reason"]) == ("weather", {"city": "Oslo"}, "tool_use")
+    elif path == "/v1/responses":
+        [item] = told["output"]
+        assert (item["name"], item["arguments"], told["status"]) == ("weather", '{"city": "Oslo"}', "completed")
+    else:
+        [call] = told["choices"][0]["message"]["tool_calls"]
+        assert (call["function"]["arguments"], told["choices"][0]["finish_reason"]) == (
+            '{"city": "Oslo"}',
+            "tool_calls",
+        )
+    assert told["model"] == "agent"
+    assert (record.tool_calls_retried, record.tool_calls_rejected, record.input_tokens) == (1, 0, 9)
+    assert (twice.status_code, free.status_code) == (502, 502)

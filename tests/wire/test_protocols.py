@@ -65,7 +65,7 @@ def parsed(data: bytes) -> list[dict[str, Any]]:
     ("make", "stream"),
     [
         (lambda: MessagesReply("served", "asked", "q"), MESSAGE_STREAM),
-        (lambda: ResponsesReply("served", "asked", "q", "mine"), RESPONSE_STREAM),
+        (lambda: ResponsesReply("served", "asked", "q", {"instructions": "mine"}), RESPONSE_STREAM),
         (lambda: StoppingReply(ResponsesReply("served", "asked", "q"), ["never"]), RESPONSE_STREAM),
     ],
 )
@@ -110,7 +110,7 @@ def test_messages_error_event_is_raised_as_a_fault() -> None:
 
 def test_responses_stream_ends_with_completed_and_never_echoes_the_prompt() -> None:
     """Nothing follows response.completed; usage has its details; the client's instructions come back."""
-    reply = ResponsesReply("served", "asked", "q", "mine")
+    reply = ResponsesReply("served", "asked", "q", {"instructions": "mine"})
     events = parsed(through(reply, RESPONSE_STREAM, 33))
     assert [event["type"] for event in events] == [
         "response.created",

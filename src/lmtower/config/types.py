@@ -54,7 +54,15 @@ class Gateway(Section):
         default=30.0, description="How long running requests may take to finish when the tower stops."
     )
     image_urls: tuple[str, ...] = Field(
-        default=(), description="Hosts from which engines may fetch `http(s)://` images. Empty: only `data:` URLs."
+        default=(),
+        description="Hosts (`host`, or `host:port` for another port than 80 and 443) from which the gateway may fetch "
+        "`http(s)://` images. A private address must be named itself, beside the name that leads to it. Empty: only "
+        "`data:` URLs.",
+    )
+    keep_responses: Duration = Field(
+        default=86400.0,
+        description="How long `/v1/responses` may be gone on from by `previous_response_id`. They are kept in memory, "
+        "64 MiB of them at most, for the key that made them, unless the request says `store: false`. 0 keeps none.",
     )
     dangerous_fields: tuple[str, ...] = Field(
         default=(),

@@ -121,11 +121,11 @@ class Dispatcher:
             raise _died()
 
     async def _fetch(self, flow: Flow, prepared: Prepared | Again) -> bytes:
-        """The body of an answer with status 200. Raises Fault."""
+        """The body of an answer with status 200, or of a failure that the reply can make good. Raises Fault."""
         call, replica = await self.send(flow, prepared, whole=True)
         replica.in_flight -= 1
         body = await call.body()
-        if call.status != 200:
+        if call.status != 200 and not (isinstance(prepared, Prepared) and prepared.reply.recovered(call.status, body)):
             raise self._refusal(flow, call.status, body)
         return body
 
@@ -134,7 +134,7 @@ class Dispatcher:
         body = await self._fetch(flow, prepared)
         if prepared.more:
             answer = await self._batches(flow, prepared, body)
-        else:
+        elif reply.again is None:
             answer = reply.body(body)
         if reply.again is not None:
             answer = await self._again(flow, prepared)

@@ -10,7 +10,7 @@ from itertools import count
 
 import msgspec
 
-from lmtower.gateway import identity
+from lmtower.gateway import identity, side
 from lmtower.gateway.caller import Caller, Way
 from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.exchange import JSON, Exchange, Request
@@ -19,6 +19,7 @@ from lmtower.gateway.intake import Intake
 from lmtower.gateway.knowledge import Knowledge
 from lmtower.gateway.newest import Newest
 from lmtower.gateway.quota import Quota
+from lmtower.gateway.remembered import Remembered, echo
 from lmtower.gateway.routes import Route
 from lmtower.gateway.snapshot import Snapshot
 from lmtower.ledger import Client, Ledger, UsageRecord
@@ -28,7 +29,7 @@ from lmtower.personas import PREPARERS, CompiledPersona, prepare
 from lmtower.telemetry.families import AUTH_FAILURES
 from lmtower.telemetry.metrics import Metrics
 from lmtower.telemetry.tracing import Tracer, begin
-from lmtower.wire import faults, models
+from lmtower.wire import faults
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Fault
 from lmtower.wire.top import Top
@@ -56,6 +57,7 @@ class Handler:
         self.knowledge = knowledge
         self.quota = Quota(ledger, metrics)
         self.intake = Intake(metrics)
+        self.remembered = Remembered(clock)
         self.newest = Newest()
         self.draining = False
         self.tracer: Tracer | None = None
@@ -83,6 +85,9 @@ class Handler:
             elif request.method not in route.methods:
                 allow = (b"allow", ", ".join(route.methods).encode())
                 raise Fault(405, "method_not_allowed", f"Use {' or '.join(route.methods)}.", headers=(allow,))
+            elif route.kind == "unsupported":
+                message = f"{request.path[:200]} is not supported by this tower."
+                raise Fault(501, "not_supported", message, should_retry=False)
             elif route.kind == "stores":
                 headers = [(b"x-request-id", request_id.encode()), *caller.cors]
                 await self.knowledge.forward(exchange, self.client(caller, request), caller.tail, headers)
@@ -138,16 +143,23 @@ class Handler:
         persona = flow.persona = way.persona
         flow.end_user = caller.end_user or identity.field(top, "user")
         flow.session = caller.session or identity.field(top, "prompt_cache_key")
+        opening = None
+        if flow.protocol == "responses":
+            opening = self.remembered.open(flow.client.id, top, caller.snapshot.tower.gateway.keep_responses)
         rules = await self.intake.take(flow, top, persona)
         found = await self.knowledge.search(flow, top, persona) if persona.stores or "tools" in top else None
         prepared = prepare(flow.protocol, top, persona, flow.asked, flow.request_id)
         if prepared.local is not None:
             flow.exchange.respond(200, [JSON, (b"x-request-id", flow.request_id.encode())], prepared.local)
             return
+        if opening is not None:
+            echo(prepared.reply, opening)
         if rules is not None:
             self.intake.guard(flow, prepared, rules)
         if found is not None:
             prepared.reply = self.knowledge.cite(prepared.reply, found)
+        if opening is not None:
+            prepared.reply = self.remembered.keep(opening, prepared.reply)
         flow.engine = way.engine
         flow.reply = prepared.reply
         flow.stream = prepared.stream
@@ -231,26 +243,18 @@ class Handler:
         snapshot = caller.snapshot
         status, answer = 200, b'{"status":"ok"}'
         if route.kind == "models":
-            answer = self._models(snapshot, self.client(caller, exchange.request), caller.tail)
+            answer = side.models_of(snapshot, self.client(caller, exchange.request), caller.tail)
+        elif route.kind == "props":
+            answer = side.props(snapshot, self.client(caller, exchange.request))
+        elif route.kind == "remembered":
+            client = self.client(caller, exchange.request)
+            answer = self.remembered.answer(exchange.request, client.id, caller.tail)
         elif route.kind == "ready":
             conditions = {engine.name: engine.condition() for engine in snapshot.engines.values()}
             ready = all(condition == "ready" for condition in conditions.values()) and not self.draining
             status = 200 if ready else 503
             answer = msgspec.json.encode({"status": "ready" if ready else "not_ready", "engines": conditions})
         exchange.respond(status, [JSON, (b"x-request-id", request_id.encode()), *caller.cors], answer)
-
-    def _models(self, snapshot: Snapshot, client: Client, wanted: str) -> bytes:
-        cards = [
-            models.ModelCard(p.name, p.description, p.max_model_len, snapshot.created)
-            for p in snapshot.personas.values()
-            if client.may_use(p.name) and (wanted or not p.hidden)
-        ]
-        if not wanted:
-            return msgspec.json.encode(models.listing(cards))
-        for card in cards:
-            if card.name == wanted:
-                return msgspec.json.encode(models.entry(card))
-        raise Fault(404, "model_not_found", f"The model {wanted[:100]!r} does not exist.", param="model")
 
     def _preflight(self, exchange: Exchange, caller: Caller, request_id: str) -> None:
         headers = [(b"x-request-id", request_id.encode()), *caller.cors]

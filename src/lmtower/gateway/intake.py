@@ -1,7 +1,7 @@
 """What a body goes through around its persona's rules: replayed calls mended, images checked, tool calls guarded.
 
 Everything here is a pure function of another room; this module only decides which of them a request needs. Scaling
-images is the one slow step, so it runs in a thread.
+images is the one slow step, so it runs in a thread; images behind URLs are fetched first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from lmtower import guard
+from lmtower.gateway import fetching
 from lmtower.gateway.flow import Flow
 from lmtower.guard import Rules, Strict, ToolCache
 from lmtower.personas import CompiledPersona, Prepared
@@ -46,6 +47,8 @@ class Intake:
         self.metrics = metrics
         self.busters = Busters()
         self.tools = ToolCache()
+        self._pixels = asyncio.Semaphore(2)
+        """Decoded images are large: two requests' at a time."""
 
     async def take(self, flow: Flow, top: Top, persona: CompiledPersona) -> Rules | None:
         """Mend and check the body in place. Returns what strict tool calling must hold to, if the persona is strict.
@@ -73,13 +76,17 @@ class Intake:
         if found is None:
             return raw
         images.check(found, persona.images, persona.image_hosts)
+        fetched = await fetching.inline(found, persona.image_hosts, persona.images.max_bytes)
         flow.images = len(found.pictures)
         # Base64 is no text: the estimate of tokens by bytes must not see it.
         flow.body_bytes -= sum(len(str(picture.holder[picture.key])) for picture in found.pictures)
         side = persona.images.max_side
-        changed = await asyncio.to_thread(images.shrink, found, side) if side else 0
+        changed = 0
+        if side:
+            async with self._pixels:
+                changed = await asyncio.to_thread(images.shrink, found, side)
         flow.image_tokens = images.tokens(found, persona.recipe.image_tokens)
-        return found.join() if changed else raw
+        return found.join() if changed or fetched else raw
 
     def guard(self, flow: Flow, prepared: Prepared, rules: Rules | None) -> None:
         """Put the strict reply of the protocol in place of the plain one."""
@@ -100,7 +107,7 @@ def _strict_reply(plain: Reply, flow: Flow, strict: Strict) -> Reply:
     if flow.protocol == "messages":
         return guard.StrictMessagesReply(*names, strict)
     if isinstance(plain, ResponsesReply):
-        return guard.StrictResponsesReply(*names, plain.instructions, strict)
+        return guard.StrictResponsesReply(*names, plain.own, strict)
     if flow.protocol == "chat" and isinstance(plain, ChatReply):
         return guard.StrictChatReply(*names, plain.wants_usage, strict)
     return plain

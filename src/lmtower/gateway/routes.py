@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from lmtower.wire.faults import Dialect
 
-Kind = Literal["model", "models", "health", "ready", "root", "stores"]
+Kind = Literal["model", "models", "props", "health", "ready", "root", "stores", "remembered", "unsupported"]
 
 
 class Route(NamedTuple):
@@ -37,13 +37,21 @@ _ROUTES: dict[str, Route] = {
     "/health": Route("health", "", "openai", _GET),
     "/healthz": Route("health", "", "openai", _GET),
     "/readyz": Route("ready", "", "openai", _GET),
+    "/props": Route("props", "", "openai", _GET),
     "/": Route("root", "", "openai", _GET),
     "/api/hello": Route("root", "", "anthropic", _GET),
 }
+_ANY = ("GET", "HEAD", "POST", "DELETE")
+_UNSUPPORTED = """
+    /audio/speech /audio/transcriptions /audio/translations /images/generations /images/edits /images/variations /videos
+    /moderations /batches /uploads /assistants /threads /fine_tuning/jobs /evals /realtime /alpha/search /conversations
+    /responses/compact /responses/input_tokens /messages/batches /tokenize /detokenize /apply-template /score /classify
+"""
+"""Routes of the protocols that no engine here serves, or that would give away more than a client may know."""
 ROUTES: Mapping[str, Route] = MappingProxyType(
     _ROUTES
     | {"/v1" + path: route for path, route in _ROUTES.items()}
-    | {"/v2/rerank": Route("model", "rerank_v2", "openai", _POST)}
+    | {"/v1": _ROUTES["/"], "/v2/rerank": Route("model", "rerank_v2", "openai", _POST)}
 )
 
 
@@ -67,9 +75,15 @@ def find(path: str) -> tuple[Route | None, str]:
     for prefix in ("/v1/models/", "/models/"):
         if cleaned.startswith(prefix):
             return ROUTES["/models"], cleaned[len(prefix) :]
-    for prefix in ("/v1/files", "/files", "/v1/vector_stores", "/vector_stores"):
-        if cleaned == prefix or cleaned.startswith(prefix + "/"):
-            return Route("stores", "", "openai", ("GET", "POST", "DELETE", "HEAD")), cleaned
+    bare = cleaned.removeprefix("/v1")
+    for prefix in ("/files", "/vector_stores"):
+        if bare == prefix or bare.startswith(prefix + "/"):
+            return Route("stores", "", "openai", _ANY), cleaned
+    for prefix in _UNSUPPORTED.split():
+        if bare == prefix or bare.startswith(prefix + "/"):
+            return Route("unsupported", "", dialect_of(bare), _ANY), ""
+    if bare.startswith("/responses/"):
+        return Route("remembered", "", "responses", _ANY), bare.removeprefix("/responses/")
     return ROUTES.get(cleaned), ""
 
 

@@ -52,6 +52,12 @@ class Rules:
     """``tool_choice: required``: an answer without a call is wrong."""
     parallel: bool = True
 
+    def expected(self) -> Tool | None:
+        """The tool that a constrained retry must call: the forced one, or the only one there is."""
+        if self.forced is not None:
+            return self.tools.find(self.forced)
+        return next(iter(self.tools.tools.values())) if len(self.tools.tools) == 1 else None
+
 
 def judge(calls: Sequence[Call], rules: Rules, *, cut: bool = False, retried: bool = False) -> Judgement:
     """What to do with these calls. ``cut``: the answer ended at ``max_tokens``; ``retried``: no second retry."""
@@ -60,14 +66,14 @@ def judge(calls: Sequence[Call], rules: Rules, *, cut: bool = False, retried: bo
     if not kept:
         if rules.forced is None and not rules.required:
             return Judgement(Verdict.VALID)
-        return Judgement(failed, tool=_expected(rules, None), reason="the model did not call a tool")
+        return Judgement(failed, tool=rules.expected(), reason="the model did not call a tool")
     good: list[Call] = []
     repaired = 0
     for call in kept:
         tool = rules.tools.find(call.name)
         if tool is None or (rules.forced is not None and tool.name != rules.forced):
             return Judgement(
-                failed, tool=_expected(rules, None), reason=f"the model called an unknown tool {call.name[:80]!r}"
+                failed, tool=rules.expected(), reason=f"the model called an unknown tool {call.name[:80]!r}"
             )
         fixed = check(call, tool, cut=cut)
         if fixed is None:
@@ -95,12 +101,3 @@ def complaint(call: Call, tool: Tool) -> str:
     error = tool.errors(value)[0]
     where = ".".join(str(step) for step in error.instance_path) or "arguments"
     return f"arguments of tool {tool.name!r} do not fit its schema: {where}: {error.kind.name}"
-
-
-def _expected(rules: Rules, tool: Tool | None) -> Tool | None:
-    """The tool that a constrained retry must call: the forced one, or the only one there is."""
-    if rules.forced is not None:
-        return rules.tools.find(rules.forced)
-    if len(rules.tools.tools) == 1:
-        return next(iter(rules.tools.tools.values()))
-    return tool

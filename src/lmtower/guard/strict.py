@@ -9,6 +9,7 @@ from lmtower.guard.judge import Call, Judgement, Rules, Verdict, judge
 from lmtower.guard.retry import retried_call, retry_edits
 from lmtower.guard.tools import Tool, ToolCache
 from lmtower.wire import top as tops
+from lmtower.wire.engine_faults import unreadable_call
 from lmtower.wire.faults import Dialect, Fault
 from lmtower.wire.reply import Again
 from lmtower.wire.top import Piece, Top
@@ -58,6 +59,16 @@ class Strict:
             else:
                 top[key] = value
         return Again(self._path, tops.join(top))
+
+    def recover(self, status: int, body: bytes) -> Again | None:
+        """The constrained request after an engine could not read its own model's call, which it tells as a failure.
+
+        vLLM decodes the arguments for an answer in Anthropic's form, llama.cpp those of every form.
+        """
+        if status != 500 and not unreadable_call(body):
+            return None
+        self._tool = self.rules.expected()
+        return self.again()
 
     def retried(self, content: str) -> list[Call]:
         """The calls of the second answer. Raises Fault when they are wrong again."""

@@ -78,6 +78,11 @@ class StrictChatReply(ChatReply):
     def _with_ids(self, calls: list[Call]) -> list[Call]:
         return [Call(call.name, call.arguments, call.id or self.strict.new_id()) for call in calls]
 
+    def recovered(self, status: int, body: bytes) -> bool:
+        """A call that the engine could not read gets the constrained request, too."""
+        self.again = self.strict.recover(status, body)
+        return self.again is not None
+
     # -- streamed --------------------------------------------------------------------------------------------
 
     def relay(self, run: bytes) -> bytes:
@@ -155,8 +160,8 @@ class StrictChatReply(ChatReply):
         _add(self.usage, first)
         self.again = None
         calls = self.strict.retried(_content(answer))
-        if len(self._held) == 1:
-            whole = self._held[0]
+        if len(self._held) < 2:
+            whole = self._held[0] if self._held else _emptied(msgspec.json.decode(super().body(data)))
             _put_calls(whole["choices"][0], calls)
             if "usage" in whole:
                 whole["usage"] = _numbers(self.usage)
@@ -188,6 +193,11 @@ def _put_calls(choice: dict[str, Any], calls: list[Call]) -> None:
         message["tool_calls"] = message_calls(calls)
         message["content"] = message.get("content") or None
         choice["finish_reason"] = "tool_calls"
+
+
+def _emptied(answer: dict[str, Any]) -> dict[str, Any]:
+    answer["choices"][0]["message"]["content"] = None
+    return answer
 
 
 def _content(answer: dict[str, Any]) -> str:

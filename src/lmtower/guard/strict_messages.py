@@ -56,6 +56,11 @@ class StrictMessagesReply(MessagesReply):
             return b""
         return _encode(_with_calls(message, list(judgement.calls)))
 
+    def recovered(self, status: int, body: bytes) -> bool:
+        """A call that the engine could not read gets the constrained request, too."""
+        self.again = self.strict.recover(status, body)
+        return self.again is not None
+
     # -- streamed --------------------------------------------------------------------------------------------
 
     def relay(self, run: bytes) -> bytes:
@@ -141,7 +146,7 @@ class StrictMessagesReply(MessagesReply):
             setattr(self.usage, name, getattr(self.usage, name) + getattr(first, name))
         self.again = None
         calls = self.strict.retried(_text(answer))
-        held = self._message or {}
+        held = self._message or {**answer, "content": []}
         if held.get("type") == "message":
             self.complete = True
             held["usage"] = {**(held.get("usage") or {}), "output_tokens": self.usage.output_tokens}

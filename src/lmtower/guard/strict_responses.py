@@ -24,8 +24,8 @@ class StrictResponsesReply(ResponsesReply):
 
     __slots__ = ("_end", "_index", "_items", "again", "strict")
 
-    def __init__(self, served: str, asked: str, request_id: str, instructions: str | None, strict: Strict) -> None:
-        super().__init__(served, asked, request_id, instructions)
+    def __init__(self, served: str, asked: str, request_id: str, own: dict[str, Any], strict: Strict) -> None:
+        super().__init__(served, asked, request_id, own)
         self.strict = strict
         self.again = None
         self._items: list[_Event] = []
@@ -55,6 +55,11 @@ class StrictResponsesReply(ResponsesReply):
         if judgement.verdict is Verdict.REJECT:
             raise rejected(judgement)
         return judgement
+
+    def recovered(self, status: int, body: bytes) -> bool:
+        """A call that the engine could not read gets the constrained request, too."""
+        self.again = self.strict.recover(status, body)
+        return self.again is not None
 
     # -- streamed --------------------------------------------------------------------------------------------
 
@@ -114,7 +119,7 @@ class StrictResponsesReply(ResponsesReply):
             setattr(self.usage, name, getattr(self.usage, name) + getattr(first, name))
         self.again = None
         items = _items(tuple(self.strict.retried(_text(answer))), [])
-        held = self._end or {}
+        held = self._end or {**answer, "output": []}
         if "kind" not in held:
             self.complete = True
             return _encode(_with_items(held, items))

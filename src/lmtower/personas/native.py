@@ -79,7 +79,7 @@ def _client_thinking(top: Top, persona: CompiledPersona, trace: Trace | None) ->
 
 
 def prepare_responses(top: Top, persona: CompiledPersona, asked: str, request_id: str, trace: Trace | None) -> Prepared:
-    """``/v1/responses``: the prompt goes into ``instructions``; nothing is stored."""
+    """``/v1/responses``: the prompt goes into ``instructions``; engines store nothing."""
     if "input" not in top:
         raise Fault(400, "missing_field", "The field 'input' is missing.", param="input")
     if (_raw(top, "input") or b"").lstrip()[:1] not in (b'"', b"["):
@@ -99,17 +99,17 @@ def prepare_responses(top: Top, persona: CompiledPersona, asked: str, request_id
     _runnable_tools(top, trace)
     top["store"] = b"false"
     _note(trace, "store", "false: engines keep stored responses in memory for ever")
-    reply = responses.ResponsesReply(persona.served, asked, request_id, own)
+    reply = responses.ResponsesReply(persona.served, asked, request_id, {"instructions": own})
     return Prepared("/v1/responses", tops.join(top), tops.flag(top, "stream"), reply)
 
 
 def _refuse_state(top: Top) -> None:
-    """State would have to live in an engine's memory: clients are told to send the whole conversation."""
+    """What the gateway has not resolved (``gateway.remembered``) no engine can."""
     if tops.given(top, "previous_response_id"):
         raise Fault(
             400,
             "previous_response_not_found",
-            "Responses are not stored here: send the whole conversation in 'input', without 'previous_response_id'.",
+            "Send the whole conversation in 'input', without 'previous_response_id'.",
             param="previous_response_id",
         )
     if tops.flag(top, "background"):

@@ -50,6 +50,17 @@ class _EngineErrorBody(msgspec.Struct):
 _error_decoder = msgspec.json.Decoder(_EngineErrorBody)
 
 
+_UNREADABLE = re.compile(rb"line \d+ column \d+ \(char \d+\)|AnthropicContentBlock|Failed to parse (?:input|tool)")
+
+
+def unreadable_call(body: bytes) -> bool:
+    """Whether an engine says that it could not read its own model's tool call.
+
+    vLLM 0.32 decodes the arguments for an answer in Anthropic's form, and tells what goes wrong as a bad request.
+    """
+    return _UNREADABLE.search(body) is not None
+
+
 def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Fault:
     """Translate an engine's error answer (vLLM, llama.cpp or another) into a Fault that clients understand.
 
@@ -65,6 +76,8 @@ def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Faul
         return Fault(
             502, "engine_refused", "The engine does not serve this route or model. Tell the owner of this tower."
         )
+    if unreadable_call(body):
+        return Fault(502, "invalid_tool_call", "The model did not produce a valid tool call.")
     if number in (429, 503):
         return Fault(503, "engine_overloaded", "The engine is busy. Try again in a moment.", retry_after=2)
     if number >= 500:

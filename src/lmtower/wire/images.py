@@ -1,9 +1,9 @@
 """Images in requests of all protocols: found, counted, refused, scaled down. Pure; scaling is slow: use a thread.
 
 Theory of operation. Most requests carry none: ``items`` tells which messages may, without decoding text, and only
-those are decoded. Whatever names a place to fetch from is refused unless the tower file allows its host: an engine
-that fetches any URL is a door into the private network (SSRF). An allowed host must be a name or address that was
-written down; engines are started so that they follow no redirects.
+those are decoded. Whatever names a place to fetch from is refused unless the tower file allows its host: fetching any
+URL would be a door into the private network (SSRF). What is allowed the gateway fetches itself (``gateway.fetching``);
+engines get data only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lmtower.recipes.load import ImageTokens
 from lmtower.wire.faults import Fault
 from lmtower.wire.items import Item, read
 
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _URL_KEYS = ("image_url", "video_url", "audio_url", "file_url", "url")
 
 
@@ -42,11 +43,16 @@ class Picture:
 
     def replace(self, media_type: str, data: bytes) -> None:
         """Put another image in its place."""
-        text = base64.b64encode(data).decode("ascii")
+        self.url = base64.b64encode(data).decode("ascii")
+        if self.key == "url" and self.holder.get("type") == "url":  # Anthropic's source
+            self.key = "data"
+            self.holder.pop("url")
+            self.holder["type"] = "base64"
         if self.key == "data":
-            self.holder["data"], self.holder["media_type"] = text, media_type
+            self.holder["media_type"] = media_type
         else:
-            self.holder[self.key] = f"data:{media_type};base64,{text}"
+            self.url = f"data:{media_type};base64,{self.url}"
+        self.holder[self.key] = self.url
 
 
 @dataclass(slots=True)
@@ -133,27 +139,34 @@ def check(found: Found, limits: Images, hosts: tuple[str, ...]) -> None:
 
 
 def check_url(url: str, hosts: tuple[str, ...]) -> None:
-    """Refuse a URL that no allow-list names. Raises Fault(400)."""
+    """Refuse a URL that no allow-list names: ``host`` (ports 80 and 443) or ``host:port``. Raises Fault(400)."""
     try:
         parts = urlsplit(url.strip())
         host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
     except ValueError:
-        parts, host, port = urlsplit(""), "", None
-    allowed = parts.scheme in ("http", "https") and bool(host) and host in {name.lower() for name in hosts}
-    if not allowed or parts.username is not None or (_is_private(host) and host not in hosts) or port == 0:
-        raise Fault(
-            400,
-            "image_url_not_allowed",
-            "Images must be sent as data: URLs; fetching from this address is not allowed here.",
-            param="messages",
-        )
+        raise not_allowed() from None
+    usual = port in (None, 80, 443)
+    named = {name.lower().strip("[]") for name in hosts}
+    known = (usual and host in named) or f"{host}:{port}" in named or f"[{host}]:{port}" in named
+    if parts.scheme not in ("http", "https") or not host or not known or parts.username is not None:
+        raise not_allowed()
 
 
-def _is_private(host: str) -> bool:
-    try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return False
+def not_allowed() -> Fault:
+    """The refusal of an address; it does not say which of the rules it breaks."""
+    message = "Images must be sent as data: URLs; fetching from this address is not allowed here."
+    return Fault(400, "image_url_not_allowed", message, param="messages")
+
+
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address is on the public internet, also when it is an IPv4 address written inside of an IPv6 one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast
 
 
 def shrink(found: Found, max_side: int) -> int:

@@ -48,7 +48,9 @@ def joined(parts: Iterable[bytes]) -> bytes:
 def listed(items: bytes, response_id: str) -> list[Json]:
     """Input items as ``GET /v1/responses/{id}/input_items`` gives them: each with an id and a type."""
     found: list[Json] = []
-    for number, item in enumerate(msgspec.json.decode(b"[" + items + b"]")):
+    for number, item in enumerate(msgspec.json.decode(items)):
+        if not isinstance(item, dict):
+            continue
         whole: Json = {"type": "message", "id": f"item_{response_id}_{number}", **item}
         if isinstance(whole.get("content"), str):
             kind = "output_text" if whole.get("role") == "assistant" else "input_text"

@@ -36,6 +36,7 @@ def entry(card: ModelCard) -> dict[str, Any]:
         fields |= dict.fromkeys(
             ("max_model_len", "context_window", "context_length", "max_input_tokens"), card.max_model_len
         )
+        fields["meta"] = {"n_ctx": card.max_model_len}  # llama.cpp's own place
     return fields
 
 

@@ -112,14 +112,14 @@ class _EngineUsage(msgspec.Struct):
 class ResponsesReply(Reply):
     """``/v1/responses``, streamed or not. Remembers the response's id and time for an event of its own."""
 
-    __slots__ = ("_created_at", "_id", "_sequence", "instructions")
+    __slots__ = ("_created_at", "_id", "_sequence", "own")
 
     dialect = "responses"
 
-    def __init__(self, served: str, asked: str, request_id: str, instructions: str | None = None) -> None:
+    def __init__(self, served: str, asked: str, request_id: str, own: dict[str, Any] | None = None) -> None:
         super().__init__(served, asked, request_id)
-        self.instructions = instructions
-        """The client's own: engines echo what they were sent, and the persona's prompt must not leave."""
+        self.own: dict[str, Any] = {"instructions": None} if own is None else own
+        """The client's own fields: engines echo what they were sent, and the persona's prompt must not leave."""
         self._id = f"resp_{request_id}"
         self._created_at: int | float = 0
         self._sequence = -1
@@ -190,8 +190,7 @@ class ResponsesReply(Reply):
         if isinstance(response.get("created_at"), int | float):
             self._created_at = response["created_at"]
         response["model"] = self.asked
-        if "instructions" in response:
-            response["instructions"] = self.instructions
+        response.update(self.own)
         usage = response.get("usage")
         if isinstance(usage, dict):
             msgspec.convert(usage, _EngineUsage).into(self.usage)

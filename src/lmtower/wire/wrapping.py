@@ -49,7 +49,7 @@ class Wrapping(Reply):
         return self._passed(out, out[:1] == b"{")
 
     def recovered(self, status: int, body: bytes) -> bool:
-        """Whether the inner reply asks again after this failure."""
+        """Whether the inner reply asks again."""
         found = self.inner.recovered(status, body)
         self.follow()
         return found
