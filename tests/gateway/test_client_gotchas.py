@@ -559,14 +559,8 @@ async def test_gotcha_04_more_output_than_context_is_lowered_instead_of_refused(
         ("POST", "/tokenize", 501),
         *[("POST", f"/{name}", 404) for name in ("sleep", "wake_up", "pause", "collective_rpc", "reset_prefix_cache")],
         *[("POST", f"/{name}", 404) for name in ("v1/load_lora_adapter", "lora-adapters", "slots", "invocations")],
-        *[
-            ("GET", path, 404)
-            for path in ("/metrics", "//metrics", "/%6Detrics", "/v1/../metrics", "/v1/%2e%2e/metrics")
-        ],
-        *[
-            ("GET", path, 404)
-            for path in ("/METRICS", "/server_info", "/v1/models/../../metrics", "/load", "/v1/%2e%2e/load")
-        ],
+        *[("GET", path, 404) for path in ("/metrics", "//metrics", "/%6Detrics", "/v1/../metrics", "/METRICS")],
+        *[("GET", path, 404) for path in ("/server_info", "/v1/models/../../metrics", "/load", "/v1/%2e%2e/load")],
     ],
 )
 async def test_gotcha_14_engine_routes_are_not_reachable(tmp_path: Path, method: str, path: str, status: int) -> None:

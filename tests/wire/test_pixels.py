@@ -94,10 +94,12 @@ def test_bomb_is_a_413_before_it_is_decoded(size: tuple[int, int]) -> None:
 def test_every_cut_of_a_file_is_refused_or_scaled(kind: str) -> None:
     """Truncated uploads are the client's mistake, wherever they end."""
     whole = saved(Image.effect_noise((300, 200), 50), kind)
+    refused: set[int] = set()
     for end in range(0, len(whole), max(1, len(whole) // 40)):
         try:
             pixels.scaled(whole[:end], 50)
         except Fault as fault:
-            assert fault.status == 400
+            refused.add(fault.status)
+    assert refused == {400}
     assert pixels.media_type(whole) == f"image/{kind.lower()}"
     assert pixels.media_type(b"<html>") is None
