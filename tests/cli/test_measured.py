@@ -60,6 +60,7 @@ def options_of(tmp_path: Path, *, hardware: str = "h100", address: str = "local"
 def look(options: Globals, monkeypatch: pytest.MonkeyPatch, driver: RecordingDriver, *, fetch: bool = False) -> None:
     """What ``up`` does before it plans."""
     monkeypatch.setattr("lmtower.cli.desired.drivers_of", lambda *_: {"gpu": driver})
+    monkeypatch.setattr("lmtower.nodes.memory._LOOK_SECONDS", 0.0)
     asyncio.run(measure(options, options.load().tower, fetch=fetch))
 
 

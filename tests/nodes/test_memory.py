@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lmtower.nodes.memory import free_on_card, mem_available, settle
+import pytest
+
+from lmtower.nodes.memory import free_on_card, mem_available, settle, settled_look
+from lmtower.plan.measured import Measured
 
 GIB = 1024**3
 
@@ -51,3 +54,29 @@ async def test_settle_gives_up_on_memory_that_keeps_moving() -> None:
 async def test_settle_of_a_silent_node_is_unknown() -> None:
     """Never invent a value for an unknown fact."""
     assert (await settle(probe_of(iter([None])), sleep=no_sleep)).available_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "looks", "found"),
+    [
+        (None, 6, 111 * GIB),  # until it has not risen twice
+        (100 * GIB, 3, 100 * GIB),  # as much as the last time is there: no more waiting
+        (200 * GIB, 6, 111 * GIB),  # less than the last time stays less
+    ],
+)
+async def test_node_is_looked_at_when_its_memory_has_come_back(
+    monkeypatch: pytest.MonkeyPatch, expected: int | None, looks: int, found: int
+) -> None:
+    """Right after `down` a GB10 still gives memory back; a plan made then would be too small."""
+    values = iter([90, 95, 100, 111, 111, 111, 111])
+    asked = []
+
+    async def look_at(address: str) -> Measured:
+        asked.append(address)
+        return Measured("aarch64", 122 * GIB, next(values) * GIB)
+
+    monkeypatch.setattr("lmtower.nodes.memory.look_at", look_at)
+    monkeypatch.setattr("lmtower.nodes.memory._LOOK_SECONDS", 0.0)
+    seen = await settled_look("local", expected)
+    assert seen is not None
+    assert (len(asked), seen.free_bytes) == (looks, found)

@@ -54,12 +54,14 @@ class Known:
 
     def look(self, name: str, node: Node) -> tuple[Measured, bool] | None:
         """The last look at a node and whether it was idle; None when its address or hardware changed since."""
-        row = self.looks.get(name)
-        if row is None or [row["address"], row["hardware"]] != [node.address, node.hardware]:
+        try:
+            row = self.looks[name]
+            seen = dict(row["seen"])
+            gpus = tuple(SeenGpu(**gpu) for gpu in seen.pop("gpus"))
+            same = [row["address"], row["hardware"]] == [node.address, node.hardware]
+            return (Measured(**seen, gpus=gpus), bool(row["idle"])) if same else None
+        except (KeyError, TypeError, ValueError):  # nobody has looked, or another version of ours wrote it
             return None
-        seen = dict(row["seen"])
-        gpus = tuple(SeenGpu(**gpu) for gpu in seen.pop("gpus"))
-        return Measured(**seen, gpus=gpus), bool(row["idle"])
 
     def facts(self, tower: Tower) -> tuple[dict[str, NodeFacts], list[str]]:
         """Facts of the nodes that were measured, and what differs there from the tower file."""
@@ -116,14 +118,17 @@ async def measure(options: Globals, tower: Tower, *, fetch: bool = False) -> Non
 
 
 async def _look(name: str, node: Node, known: Known, options: Globals, *, busy: bool, away: bool) -> str:
-    from lmtower.nodes.memory import look_at
+    from lmtower.nodes.memory import look_at, settled_look
 
     before = known.look(name, node)
     if busy and before is not None and before[1]:
         return ""
     elsewhere = options.environ.get("DOCKER_HOST", "")
     remote = node.address == "local" and elsewhere and not elsewhere.startswith("unix://")
-    seen = None if away or remote else await look_at(node.address)
+    seen = None
+    if not away and not remote:
+        expected = before[0].free_bytes if before is not None and before[1] else None
+        seen = await (look_at(node.address) if busy else settled_look(node.address, expected))
     if seen is None:
         source = "the catalogue" if before is None else f"what it said on {known.looks[name]['at']}"
         return f"node {name!r} could not be asked for its memory and GPUs: planned from {source}"

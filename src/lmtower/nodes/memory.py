@@ -23,6 +23,10 @@ _MEMINFO = "/proc/meminfo"
 _CARD = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
 _STILL_BYTES = 256 * 1024**2
 _SAMPLES = 4
+_LOOK_SECONDS = 1.0
+_STILL_LOOKS = 2
+_MOST_LOOKS = 90
+_RISING_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,26 @@ async def settle(
 async def look_at(address: str) -> Measured | None:
     """What the node has: memory, GPUs, processor. None when it does not answer."""
     return parse(await _output(address, ("sh", "-c", COMMAND)))
+
+
+async def settled_look(address: str, expected_bytes: int | None = None) -> Measured | None:
+    """Look until free memory rises no more: engines that were stopped a moment ago still give theirs back.
+
+    ``expected_bytes`` is what was free the last time: when that is there again, nothing is waited for.
+    """
+    look = await look_at(address)
+    still = waited = 0
+    while look is not None and still < _STILL_LOOKS and waited < _MOST_LOOKS:
+        if expected_bytes is not None and look.free_bytes > expected_bytes * 0.99:
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+        waited += 1
+        after = await look_at(address)
+        if after is None:
+            break
+        still = 0 if after.free_bytes > look.free_bytes + _RISING_BYTES else still + 1
+        look = after
+    return look
 
 
 async def _output(address: str, command: tuple[str, ...]) -> str:

@@ -43,6 +43,12 @@ class Measured:
     gpus: tuple[SeenGpu, ...] = ()
     driver: str = ""
 
+    @property
+    def free_bytes(self) -> int:
+        """Free memory of the fullest GPU, or of the machine where there is no other memory."""
+        free = [gpu.free_bytes for gpu in self.gpus if gpu.free_bytes is not None]
+        return min(free) if free else self.memory_available_bytes
+
 
 def parse(text: str) -> Measured | None:
     """The output of ``COMMAND``; None when it is none."""
