@@ -163,8 +163,20 @@ _RULES = (
         "nvidia-ctk runtime configure",
     ),
     _rule(
+        "registry_login",
+        r"no basic auth credentials|authentication required|pull access denied|denied: requested access",
+        "the image's registry does not know who asks, or there is no such image",
+        "Correct the image's name, or run docker login for its registry where lmtower runs",
+    ),
+    _rule(
+        "registry_limit",
+        r"toomanyrequests|pull rate limit",
+        "the image's registry gives no more for now",
+        "Wait, or run docker login for it where lmtower runs",
+    ),
+    _rule(
         "wrong_architecture",
-        r"exec format error|exec user process caused|does not match the (?:detected|specified) (?:host )?platform",
+        r"exec format error|exec user process caused|no matching manifest for|does not match the (?:detected|specified) (?:host )?platform",
         "the image was built for another processor",
         "Choose an image for the node's processor (a Spark is arm64)",
     ),

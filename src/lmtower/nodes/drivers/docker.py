@@ -322,8 +322,8 @@ def _split(image: str) -> tuple[str, str]:
 
 def _image_error(spec: LaunchSpec, node: str, said: str) -> str:
     failure = recognise(said, None)
-    if failure.kind == "disk_full":
-        return f"engine {spec.engine!r} on node {node!r}: {failure}"
+    if failure.kind in ("disk_full", "registry_login", "registry_limit", "wrong_architecture"):
+        return f"engine {spec.engine!r} on node {node!r}, image {spec.image!r}: {failure}"
     return (
         f"engine {spec.engine!r}: image {spec.image!r} is not on node {node!r} and could not be pulled: {said[:300]}. "
         f"Check engines.{spec.engine}.image and the node's network, or load it there: docker load"
