@@ -83,7 +83,7 @@ CASES = [
     ('could not select device driver "" with capabilities: [[gpu]]', "no_gpu", "container toolkit"),
     ("no matching manifest for linux/arm64/v8 in the manifest list entries", "wrong_architecture", "arm64"),
     ("unauthorized: authentication required", "registry_login", "docker login"),
-    ("pull access denied for vllm/nothing, repository does not exist or may require", "registry_login", "name"),
+    ("pull access denied for a/b, repository does not exist or may require login", "registry_login", "name"),
     ("toomanyrequests: You have reached your pull rate limit.", "registry_limit", "Wait"),
     ("exec /usr/bin/vllm: exec format error", "wrong_architecture", "another processor"),
 ]

@@ -176,7 +176,8 @@ _RULES = (
     ),
     _rule(
         "wrong_architecture",
-        r"exec format error|exec user process caused|no matching manifest for|does not match the (?:detected|specified) (?:host )?platform",
+        r"exec format error|exec user process caused|no matching manifest for"
+        r"|does not match the (?:detected|specified) (?:host )?platform",
         "the image was built for another processor",
         "Choose an image for the node's processor (a Spark is arm64)",
     ),
