@@ -165,7 +165,7 @@ class Admin(BaseHTTPRequestHandler):
 def data(tmp_path: Path) -> Iterator[Path]:
     """The data folder of a tower that runs."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Admin)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     (tmp_path / "tower.json").write_text(json.dumps({"admin": f"127.0.0.1:{server.server_address[1]}"}))
     (tmp_path / "admin.key").write_text("key\n")

@@ -50,7 +50,7 @@ def node(tmp_path: Path) -> Iterator[tuple[str, FakeProc]]:
         "local", lambda: read_memory(proc.path), reader.read, reserve_bytes=12 * GIB, models=tmp_path, watchdog=watchdog
     )
     server = serve(agent, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}", proc
     server.shutdown()

@@ -33,7 +33,7 @@ def address(proc: FakeProc, tmp_path: Path) -> Iterator[str]:
     reader = GpuReader(FakeNvml(), proc=proc.path)
     agent = Agent("spark", lambda: read_memory(proc.path), reader.read, reserve_bytes=12 * GIB, models=tmp_path)
     server = serve(agent, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()

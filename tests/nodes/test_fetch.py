@@ -22,7 +22,7 @@ from tests.nodes.hub import FILES, serve
 def hub() -> Iterator[str]:
     """Address of a running hub."""
     with serve() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

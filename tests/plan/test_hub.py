@@ -69,7 +69,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 def hub() -> Iterator[str]:
     """Address of the hub."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()

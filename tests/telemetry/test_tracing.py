@@ -65,7 +65,7 @@ def _plain(body: bytes, headers: Any) -> bytes:
 def collector() -> Iterator[Collector]:
     """A collector that runs."""
     made = Collector()
-    thread = threading.Thread(target=made.server.serve_forever)
+    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
     thread.start()
     yield made
     made.server.shutdown()
