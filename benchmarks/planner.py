@@ -53,8 +53,9 @@ def cases() -> list[dict[str, Any]]:
 
 
 def measured() -> list[dict[str, Any]]:
-    """Rows measured on an H200."""
-    return [json.loads(line) for line in (DATA / "cases" / "h200.jsonl").read_text("utf-8").splitlines()]
+    """Rows measured on an H200 and on an H100."""
+    files = (DATA / "cases" / "h200.jsonl", DATA / "cases" / "h100.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
 
 
 def files_of(case: dict[str, Any]) -> ModelFiles | None:
@@ -87,7 +88,9 @@ def question_of(case: dict[str, Any], pool: int | None) -> Question | None:
         or _flag(case, "max-num-batched-tokens"),
         speculative_tokens=reading.get("speculative", 0),
         tensor_parallel=case.get("tp") or 1,
-        prefix_caching=reading.get("prefix_caching", True),
+        prefix_caching=reading.get("prefix_caching", case.get("prefix_caching", True)),
+        mamba_cache_mode=case.get("mamba_cache_mode"),
+        text_only=case.get("text_only", False) or "language-model-only" in case.get("flags", ""),
         version=reading.get("version") or case.get("vllm_version"),
         eager=bool(case.get("eager")) or "enforce-eager" in case.get("flags", ""),
     )
@@ -110,12 +113,14 @@ def _flag(case: dict[str, Any], name: str) -> int | None:
 def rows(case: dict[str, Any]) -> Iterator[Row]:
     """Every figure of a case that can be compared."""
     pool = case.get("kv_available_gib")
+    exact = case.get("kv_available_bytes")
     question = question_of(case, int(pool * _GIB) if pool is not None else None)
     if question is None or "kv" in case.get("reading", {}):
         return
     yield from _estimate_rows(case, estimate(question.files, question.options, question.facts))
     if pool is not None and pool > 0:
-        answers = [fit(_with_pool(question, int(pool * _GIB) + change)) for change in (0, -_HALF, _HALF)]
+        changes = (0, 0, 0) if exact else (0, -_HALF, _HALF)
+        answers = [fit(_with_pool(question, (exact or int(pool * _GIB)) + change)) for change in changes]
         yield from _pool_rows(case, *answers)
 
 
@@ -159,6 +164,8 @@ def _estimate_rows(case: dict[str, Any], made: Estimate) -> Iterator[Row]:
 
 def _pool_rows(case: dict[str, Any], middle: Fit, low: Fit, high: Fit) -> Iterator[Row]:
     name, tolerance = case["id"], case.get("reading", {}).get("kv_tolerance", 0.0)
+    if case.get("num_gpu_blocks"):
+        yield Row(name, "blocks", middle.num_blocks, case["num_gpu_blocks"], tolerance, low.num_blocks, high.num_blocks)
     if case.get("kv_tokens"):
         yield Row(
             name,

@@ -50,7 +50,7 @@ def tower(
 
 PRESET: dict[str, Any] = {
     "nemotron": {"model": "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4", "context": "200k", "sequences": 4},
-    "eyes": {"model": "Qwen/Qwen3-VL-8B-Instruct-FP8", "context": "24k", "sequences": 2},
+    "eyes": {"model": "Qwen/Qwen3-VL-8B-Instruct-FP8", "context": "20k", "sequences": 2},
     "coder": {"model": "Qwen/Qwen2.5-Coder-1.5B", "context": "8k", "sequences": 4},
     "embed": {"model": "nomic-ai/nomic-embed-text-v1.5"},
 }

@@ -39,6 +39,9 @@ def fit(
     ] = None,
     mamba_cache_mode: Annotated[str | None, typer.Option(help="align or all, on hybrid models.")] = None,
     quantization: Annotated[str | None, typer.Option(help="Quantise while loading: fp8, int8, ...")] = None,
+    language_model_only: Annotated[
+        bool, typer.Option(help="A vision-language model without its vision tower.")
+    ] = False,
     enforce_eager: Annotated[bool, typer.Option(help="No torch.compile, no CUDA graphs.")] = False,
     reserve: Annotated[
         str | None, typer.Option(help="Memory kept free: 12GiB on unified memory, 1GiB on a card.")
@@ -74,6 +77,7 @@ def fit(
             version=vllm_version,
             mamba_cache_mode=mamba_cache_mode,
             eager=enforce_eager,
+            text_only=language_model_only,
             quantization=quantization,
         ),
         facts=facts,

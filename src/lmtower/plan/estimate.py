@@ -36,6 +36,8 @@ class Options:
     eager: bool = False
     quantization: str | None = None
     image_side: int | None = None
+    text_only: bool = False
+    """``--language-model-only``: a vision-language model without its tower."""
     correction_bytes: int = 0
 
 
@@ -111,11 +113,20 @@ def estimate(files: ModelFiles, options: Options, facts: NodeFacts | None = None
         speculative_tokens=options.speculative_tokens,
         eager=options.eager,
         image_side=options.image_side,
+        text_only=options.text_only,
     )
     weights = _weights(
         files,
         shape,
-        Build(declared, options.tensor_parallel, options.speculative_tokens > 0, expert_padding(version, facts)),
+        Build(
+            declared,
+            options.tensor_parallel,
+            draft=options.speculative_tokens > 0,
+            whole_blocks=version.whole_blocks,
+            text_only=options.text_only,
+            max_num_batched_tokens=batch,
+            expert_padding=expert_padding(version, facts),
+        ),
     )
     extra = overhead(shape, declared, load, unified=facts.unified if facts else False)
     guess = int(weights.bytes * weights.uncertainty) if weights.uncertainty >= 0.02 else 0

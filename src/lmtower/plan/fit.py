@@ -16,6 +16,8 @@ from lmtower.plan.warn import estimate_warnings
 
 _GIB = 1024**3
 _NON_TORCH = int(0.225 * _GIB)
+_PROFILED_HOST = int(4.5 * _GIB)
+"""GB10: 0.2 (gemma-4-26B), 2.5 and 3.0 (Qwen2.5-3B), 4.3 and 4.5 GiB (Qwen3.6) less cache than a card would have."""
 _SERVER_SEQUENCES = 256
 """vLLM's own default of ``--max-num-seqs``."""
 
@@ -121,7 +123,8 @@ def _context_and_pool(question: Question, made: Estimate, room: int | None) -> t
 def _profiled(question: Question, made: Estimate, utilisation: float) -> int:
     """ "Available KV cache memory" after profiling: ``u × total − weights − activation − 0.225 GiB − graph estimate``.
 
-    The estimate is subtracted for mixtures and hybrids only (0.21 on); the CUDA context never is.
+    The estimate is subtracted for mixtures and hybrids only (0.21 on); the CUDA context never is. On unified memory
+    vLLM reads MemAvailable, so what Python and page cache take meanwhile is missing from the pool too.
     """
     assert question.facts is not None
     parts, shape = made.overhead, made.shape
@@ -131,7 +134,8 @@ def _profiled(question: Question, made: Estimate, utilisation: float) -> int:
         else 0
     )
     asked = ceil(question.facts.memory_total_bytes * utilisation)
-    return asked - made.weights.bytes - parts.activation_bytes - _NON_TORCH - graphs
+    host = _PROFILED_HOST if question.facts.unified else 0
+    return asked - made.weights.bytes - parts.activation_bytes - _NON_TORCH - graphs - host
 
 
 def _reasons(

@@ -36,6 +36,8 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ("vllm", "llamacpp")
     reserve_gib: float | None = None
+    boot_free_gib: tuple[float, float] | None = None
+    """What is free after boot, least and most, in reports."""
 
     @property
     def memory_bytes(self) -> int:
@@ -108,6 +110,7 @@ def facts(hardware: str, *, name: str = "node", reserve_bytes: int | None = None
 
 
 def _facts(chip: Hardware, name: str, count: int, reserve_bytes: int | None) -> NodeFacts:
+    boot = chip.boot_free_gib
     if reserve_bytes is None and chip.reserve_gib is not None:
         reserve_bytes = int(chip.reserve_gib * _GIB)
     return NodeFacts(
@@ -122,6 +125,7 @@ def _facts(chip: Hardware, name: str, count: int, reserve_bytes: int | None) -> 
         reserve_bytes=reserve_bytes,
         runtimes=frozenset(chip.runtimes),
         capability=float(chip.capability) if chip.capability else 0.0,
+        boot_free_bytes=(int(boot[0] * _GIB), int(boot[1] * _GIB)) if boot else None,
         default_batch_tokens=chip.batch_tokens,
     )
 

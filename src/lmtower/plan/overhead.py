@@ -40,6 +40,7 @@ class Load:
     eager: bool = False
     image_side: int | None = None
     """Longer side that personas allow, in pixels; None: whatever the processor allows."""
+    text_only: bool = False
 
 
 def overhead(shape: ModelShape, layout: Layout, load: Load, *, unified: bool = False, spare: bool = True) -> Overhead:
@@ -91,30 +92,39 @@ def _dense(shape: ModelShape, load: Load) -> int:
 
 
 def _mixture(shape: ModelShape, layout: Layout, load: Load) -> int:
-    """``16SV + 40 MB + b (2 topk (max(gate+up, K) + I) + 12H)``, K what experts read.
+    """The sampler's peak, ``16SV + 40 MB + b (W + 12H)``, or the forward pass, ``b (W + 6H + 12Q)``: Q query width.
 
-    Exact on Qwen3-30B (69,632 B a token). gpt-oss runs one monolithic kernel: ``16SV + 26 MB + 5.6 kB`` a token.
-    Experts on a latent (Nemotron 3 Super): ``0.41 GB + 444 kB`` a token, whatever S: 1.1 times the expert term.
+    ``W = 2 topk (max(first projection, K) + I)`` is the experts' workspace, K what experts read; it stays allocated.
+    Qwen3-30B: 1.146 GiB (256 seqs), 0.836 (16 seqs, the forward pass). gpt-oss runs one monolithic kernel that keeps
+    no workspace: ``16SV + 26 MB + 5.6 kB`` a token after it. Experts on a latent (Nemotron 3 Super): ``0.41 GB +
+    444 kB`` a token, whatever S: 1.1 times the expert term.
     """
-    b, s = load.max_num_batched_tokens, load.max_num_seqs
-    logits = 16 * s * cdiv(shape.vocab_size, load.tensor_parallel)
+    b, hidden = load.max_num_batched_tokens, shape.hidden_size
+    logits = 16 * load.max_num_seqs * cdiv(shape.vocab_size, load.tensor_parallel)
     mlp = _expert_mlp(shape)
-    if layout.method == "mxfp4":
-        return logits + 26_000_000 + 5_600 * b
     inner = cdiv(mlp.intermediate, load.tensor_parallel)
-    token = 2 * mlp.top_k * (max(2 * inner, mlp.latent or shape.hidden_size) + inner) + 12 * shape.hidden_size
+    first = inner * (2 if mlp.gated or mlp.latent else 1)
+    workspace = 2 * mlp.top_k * (max(first, mlp.latent or hidden) + inner)
     if mlp.latent:
-        return 410_000_000 + int(1.1 * token) * b
-    return logits + 40_000_000 + token * b
+        return 410_000_000 + int(1.1 * (workspace + 12 * hidden)) * b
+    attention = 12 * cdiv(_query_width(shape), load.tensor_parallel)
+    if layout.method == "mxfp4":
+        return max(logits + 26_000_000 + 5_600 * b, _WORKSPACE + b * (6 * hidden + max(workspace, attention)))
+    sampler = logits + 40_000_000 + b * (workspace + 12 * hidden)
+    return max(sampler, _WORKSPACE + b * (workspace + 6 * hidden + attention))
 
 
 def _state_bytes_per_token(shape: ModelShape, load: Load) -> int:
-    """What a linear layer's prefill holds for each token: projections, convolution, chunk states (fp32), values.
+    """What a linear layer's prefill holds for each token: projections, convolution, chunk states, values.
 
-    Qwen3.6-27B with 65,536 batch tokens held about 15 GiB beside weights and cache (GB10, 0.23): 246 kB a token.
+    Gated delta net, read off Qwen3.6-27B on an H100 (178,272 B a token at 8,192 and 32,768): ``4H + 4 conv + 15 V +
+    states in 16 bit``, V the value width. Mamba-2 is an upper bound: no log has shown its peak alone.
     """
     state, tp = shape.state, load.tensor_parallel
     assert state is not None
+    if state.kind == "gdn":
+        states = 2 * state.heads * state.head_dim * state.state_size // state.chunk_size
+        return cdiv(4 * state.conv_dim() + 15 * state.inner + states, tp) + 4 * shape.hidden_size
     chunk_states = 4 * state.heads * state.head_dim * state.state_size // state.chunk_size
     projections = 2 * (state.conv_dim() + state.inner)
     return cdiv(projections + 6 * state.conv_dim() + chunk_states + 10 * state.inner, tp) + 8 * shape.hidden_size
@@ -145,7 +155,7 @@ def encoder_bytes(shape: ModelShape, load: Load, activation: int) -> int:
     Qwen3-VL-30B-FP8 on an RTX PRO 6000 left 1.7 GiB unexplained without it.
     """
     vision = shape.vision
-    if vision is None:
+    if vision is None or load.text_only:
         return 0
     tokens = _IMAGE_TOKENS if load.image_side is None else min(_IMAGE_TOKENS, cdiv(load.image_side, 32) ** 2)
     cache = max(load.max_num_batched_tokens, tokens) * shape.hidden_size * 2
@@ -156,6 +166,12 @@ def encoder_bytes(shape: ModelShape, load: Load, activation: int) -> int:
 def _widest(shape: ModelShape) -> int:
     return max(
         (mlp.intermediate for layer in shape.layers for mlp in layer.mlps if not mlp.experts), default=shape.hidden_size
+    )
+
+
+def _query_width(shape: ModelShape) -> int:
+    return max(
+        (layer.attention.heads * layer.attention.head_dim for layer in shape.layers if layer.attention), default=0
     )
 
 

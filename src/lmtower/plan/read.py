@@ -33,6 +33,8 @@ ENCODERS = frozenset(
 """Encoders: bidirectional attention, no KV cache."""
 
 _QK_NORM = ("qwen3", "gemma3", "gemma4", "olmo2", "olmo3", "exaone4", "glm4_moe", "minimax_m2")
+_MULTIMODAL_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+"""Their rope tables have four times the trained positions (``MRotaryEmbedding``), with and without the tower."""
 _ONE_ELEMENT_BYTES = {"float64": 2, "float32": 2, "bfloat16": 2, "float16": 2, "half": 2, "auto": 2}
 
 
@@ -106,6 +108,7 @@ def _read_decoder(
         draft_layers=read_draft_layers(text, model_type, hidden, layers),
         vision=read_vision(top, model_type, hidden),
         rope_dims=_rope_dims(text, layers, model_type),
+        rope_positions=_trained_length(text) * (4 if model_type.startswith(_MULTIMODAL_ROPE) else 1),
         qk_norm=model_type.startswith(_QK_NORM),
         known=known,
         per_layer_embedding=text.whole("hidden_size_per_layer_input", default=0, least=0, most=2**16),
@@ -192,5 +195,6 @@ def _read_encoder(text: Fields, model_type: str, architectures: tuple[str, ...])
         max_position_embeddings=min(trained, positions),
         tied_embeddings=True,
         rope_dims=(hidden // heads,) if nomic else (),
+        rope_positions=min(trained, positions),
         encoder=True,
     )

@@ -37,7 +37,8 @@ def read_vision(top: Fields, model_type: str, text_hidden: int) -> Vision | None
     if "gemma4" in model_type:
         positions *= 2  # one table a direction
     parameters = depth * sum(block) + embed + positions + _merger(section, hidden, text_hidden)
-    return Vision(parameters, hidden, depth, intermediate, block)
+    levels = len(section.numbers("deepstack_visual_indexes"))
+    return Vision(parameters, hidden, depth, intermediate, block, levels)
 
 
 def _merger(section: Fields, hidden: int, text_hidden: int) -> int:

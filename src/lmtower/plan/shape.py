@@ -105,6 +105,8 @@ class Vision:
     intermediate: int
     tensors: tuple[int, ...] = ()
     """Elements of each tensor of one block, for the allocator's rounding."""
+    deepstack_levels: int = 0
+    """Levels whose features enter the language model beside its input (Qwen3-VL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ class ModelShape:
     vision: Vision | None = None
     rope_dims: tuple[int, ...] = ()
     """Rotary dimensions of each different rope table."""
+    rope_positions: int = 0
+    """Rows of such a table: trained positions, four times as many where images and videos have their own."""
     encoder: bool = False
     qk_norm: bool = False
     model_element_bytes: int = 2

@@ -27,6 +27,8 @@ class NodeFacts:
     runtimes: frozenset[str] = frozenset({"vllm", "llamacpp"})
     capability: float = 0.0
     """CUDA compute capability (12.1 on a GB10); 0: not known or none."""
+    boot_free_bytes: tuple[int, int] | None = None
+    """What such machines have free after boot, least and most; None where nothing is known. Used when not measured."""
     default_batch_tokens: int = 8192
     """vLLM's own default of ``--max-num-batched-tokens`` there."""
 

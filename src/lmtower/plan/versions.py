@@ -34,6 +34,11 @@ class Rules:
         return 2 if self.number >= (0, 27, 0) else 1
 
     @property
+    def whole_blocks(self) -> bool:
+        """Weights are loaded with ``max_split_size_mb:20`` (0.21 on): large blocks are not cut."""
+        return self.number >= (0, 21, 0)
+
+    @property
     def has_mode_all(self) -> bool:
         """``--mamba-cache-mode all`` was removed in 0.33, where the mode follows prefix caching."""
         return self.number < (0, 33, 0)

@@ -119,6 +119,7 @@ def _want(
         eager=bool(flags.get("enforce-eager")),
         quantization=flags.get("quantization") or engine.quantization,
         image_side=_image_side(name, tower),
+        text_only=bool(flags.get("language-model-only")),
         correction_bytes=correction_bytes,
     )
     options = _with_batch(files, options, node, context)

@@ -32,6 +32,7 @@ def tower_warnings(engines: Sequence[EnginePlan], nodes: Mapping[str, NodeFacts]
     """Warnings of the whole set."""
     found = []
     for name, node in nodes.items():
+        found += _boot_warnings(name, node, sum(each.total_bytes for each in engines if name in each.nodes))
         started = sorted((engine for engine in engines if name in engine.nodes), key=lambda engine: engine.start_order)
         if len(started) > 1:
             names = ", ".join(engine.name for engine in started)
@@ -46,6 +47,19 @@ def tower_warnings(engines: Sequence[EnginePlan], nodes: Mapping[str, NodeFacts]
                 "while profiling, and KV caches come out wrong or the start is refused"
             )
     return tuple(found)
+
+
+def _boot_warnings(name: str, node: NodeFacts, used: int) -> Iterator[str]:
+    """The reserve against what such a machine really has free, where the node itself was not asked yet."""
+    if node.boot_free_bytes is None or node.memory_available_bytes < node.memory_total_bytes:
+        return
+    least, most = node.boot_free_bytes
+    if used and least - used < node.reserve <= node.memory_total_bytes - used:
+        yield (
+            f"node {name!r}: {least / _GIB:.0f} to {most / _GIB:.0f} GiB are free on such a machine after boot, so "
+            f"only {max(0, least - used) / _GIB:.1f} to {max(0, most - used) / _GIB:.1f} GiB would stay available of the "
+            f"{node.reserve / _GIB:.1f} GiB reserve. lmtower up measures the node and keeps to what it really has"
+        )
 
 
 def estimate_warnings(

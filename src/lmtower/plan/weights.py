@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from lmtower.plan.quantisation import strip
 from lmtower.plan.shape import ModelShape
-from lmtower.plan.tensors import Build, Tensor, tensors
+from lmtower.plan.tensors import Build, Tensor, buffers, tensors
 
 _MIB = 1024**2
 _LARGE = 10 * _MIB
 _STEP = 2 * _MIB
+_SPLIT = _MIB
+_UNSPLIT = 20 * _MIB
 
 UNDECLARED = 0.03
 """Uncertainty of weights whose layout is guessed from a stub: the public 120B is 2 % above the guess."""
@@ -49,9 +51,18 @@ class CheckpointTensor:
     dtype: str = ""
 
 
-def allocated(size: int) -> int:
-    """Bytes that PyTorch's allocator takes for a tensor: over 10 MiB it rounds up to 2 MiB."""
-    return -(-size // _STEP) * _STEP if size > _LARGE else size
+def allocated(size: int, *, whole_blocks: bool = True) -> int:
+    """Bytes that PyTorch's allocator counts for a tensor.
+
+    From 10 MiB on it takes whole 2 MiB. What stays over goes back to the pool where it is more than 1 MiB
+    (``should_split``), but not from blocks over 20 MiB while vLLM 0.21 or later loads (``max_split_size_mb:20``).
+    Qwen2.5-0.5B 0.928 GiB, Coder-1.5B 2.976 (H100, 0.25.1); Qwen2.5-7B 14.25 (0.18.0) and 14.29 (0.25.1).
+    """
+    if size < _LARGE:
+        return size
+    rounded = -(-size // _STEP) * _STEP
+    splits = rounded - size > _SPLIT and not (whole_blocks and rounded > _UNSPLIT)
+    return size if splits else rounded
 
 
 def weights_from_shape(shape: ModelShape, build: Build) -> Weights:
@@ -59,7 +70,7 @@ def weights_from_shape(shape: ModelShape, build: Build) -> Weights:
     parts: dict[str, int] = defaultdict(int)
     active = 0.0
     for tensor in tensors(shape, build):
-        size = allocated(tensor.bytes)
+        size = allocated(tensor.bytes, whole_blocks=build.whole_blocks)
         parts[tensor.part] += size
         active += _read(tensor)
     active += parts["embedding"] if shape.tied_embeddings and not shape.encoder else 0
@@ -105,10 +116,8 @@ def weights_from_tensors(found: Iterable[CheckpointTensor], shape: ModelShape, b
             else tensor.bytes
         )
         fused[name] += loaded
-    total = sum(allocated(size) for size in fused.values())
-    total += sum(
-        allocated(shape.max_position_embeddings * dims * shape.model_element_bytes) for dims in shape.rope_dims
-    )
+    total = sum(allocated(size, whole_blocks=build.whole_blocks) for size in fused.values())
+    total += sum(allocated(buffer.bytes) for buffer in buffers(shape, build))
     modelled = weights_from_shape(shape, build)
     ratio = modelled.active_bytes / max(1, modelled.bytes)
     tp = build.tensor_parallel
