@@ -7,7 +7,9 @@ import pytest
 from lmtower.errors import PlanError
 from lmtower.plan.observe import compare, correction, correction_for, entry, read_corrections, read_log
 from lmtower.plan.planner import plan
-from tests.plan.shapes import GIB, preset
+from tests.plan.shapes import GIB, MODELS, files, preset, tower
+
+DATA = MODELS.parent
 
 PROFILED = (
     "(EngineCore pid=88) INFO 09-07 12:00:01 [gpu_worker.py:822] Free memory on device (138.9/139.8 GiB) "
@@ -45,6 +47,18 @@ PROFILED = (
 def test_line_is_read(line: str, name: str, value: float) -> None:
     """Figures of vLLM's memory lines, in bytes and counts."""
     assert read_log(line).get(name) == pytest.approx(value)
+
+
+def test_engine_started_by_up_on_an_h100_is_what_was_planned() -> None:
+    """The whole log of Qwen3-8B under ``lmtower up`` (vLLM 0.25.1): every figure was planned, nothing to correct."""
+    seen = read_log((DATA / "observed" / "vllm-0.25.1-h100-qwen3-8b.log").read_text("utf-8"))
+    engine = {"model": "Qwen/Qwen3-8B", "context": "16k", "sequences": 8, "version": "0.25.1"}
+    engine["args"] = {"load-format": "dummy", "enforce-eager": True}
+    made = plan(tower({"big": engine}, hardware="h100"), models={"big": files("Qwen__Qwen3-8B")}).engine("big")
+    found = {each.name: each for each in compare(made, seen)}
+    assert seen.get("kv_cache_tokens") == made.kv_cache_tokens == 128_015
+    assert all(abs(each.observed - each.planned) <= 0.003 * each.planned for each in found.values())
+    assert abs(correction(made, seen)) < 0.01 * GIB
 
 
 def test_refusal_is_kept() -> None:

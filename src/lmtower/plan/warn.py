@@ -56,9 +56,9 @@ def _boot_warnings(name: str, node: NodeFacts, used: int) -> Iterator[str]:
     least, most = node.boot_free_bytes
     if used and least - used < node.reserve <= node.memory_total_bytes - used:
         yield (
-            f"node {name!r}: {least / _GIB:.0f} to {most / _GIB:.0f} GiB are free on such a machine after boot, so "
-            f"only {max(0, least - used) / _GIB:.1f} to {max(0, most - used) / _GIB:.1f} GiB would stay available of the "
-            f"{node.reserve / _GIB:.1f} GiB reserve. lmtower up measures the node and keeps to what it really has"
+            f"node {name!r}: such a machine boots with {least / _GIB:.0f} to {most / _GIB:.0f} GiB free, so only "
+            f"{max(0, least - used) / _GIB:.1f} to {max(0, most - used) / _GIB:.1f} GiB would stay available, and the "
+            f"reserve is {node.reserve / _GIB:.1f}. lmtower up measures the node and keeps to what it really has"
         )
 
 
