@@ -122,6 +122,15 @@ def rows(case: dict[str, Any]) -> Iterator[Row]:
         changes = (0, 0, 0) if exact else (0, -_HALF, _HALF)
         answers = [fit(_with_pool(question, (exact or int(pool * _GIB)) + change)) for change in changes]
         yield from _pool_rows(case, *answers)
+    elif pool is None and case.get("kv_tokens"):
+        yield _whole_blocks(case, fit(question))
+
+
+def _whole_blocks(case: dict[str, Any], answer: Fit) -> Row:
+    """A log without the pool's size still tells whole blocks: a wrong number of them a request gives other tokens."""
+    cache, length = answer.estimate.cache, case["max_model_len"]
+    blocks = round(case["kv_tokens"] * cache.blocks_per_request(length) / length)
+    return Row(case["id"], "tokens of whole blocks", cache.tokens(blocks, length), case["kv_tokens"], 0.0)
 
 
 def _with_pool(question: Question, pool: int) -> Question:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lmtower.plan.estimate import Options, estimate
 from lmtower.plan.model import ModelFiles
 from lmtower.plan.read import read_config
 from lmtower.plan.sources import find_model, read_path
+from lmtower.plan.weights import CheckpointTensor
 from tests.plan.shapes import NANO, QWEN, SUPER, config
 
 
@@ -95,6 +97,38 @@ def test_unknown_architecture_with_sizes_is_planned_with_doubt() -> None:
     assert made.weights.bytes == 10 * 1024**3
     assert made.weights.uncertainty == 0.10
     assert made.overhead.margin_bytes >= 1024**3
+
+
+def _checkpoint(layers: int = 3) -> tuple[CheckpointTensor, ...]:
+    """Tensors of a decoder with names of its own: 1,000 words, width 64, keys and values of 16."""
+    shapes = {"wq.weight": (64, 64), "wk.weight": (16, 64), "wv.weight": (16, 64), "w1.weight": (256, 64)}
+    names = {f"net.blocks.{index}.{name}": shape for index in range(layers) for name, shape in shapes.items()}
+    names |= {"net.tok_embeddings.weight": (1000, 64), "output.weight": (1000, 64)}
+    return tuple(CheckpointTensor(name, 2 * math.prod(shape), shape, "BF16") for name, shape in names.items())
+
+
+def test_unknown_architecture_without_any_field_is_planned_from_its_tensors() -> None:
+    """Layers, widths and vocabulary are read off the headers; keys and values of 16 in bf16 cost 64 bytes a layer."""
+    files = ModelFiles("mystery", {"architectures": ["Mystery"], "model_type": "mystery"}, tensors=_checkpoint())
+    made = estimate(files, Options())
+    assert made.weights.bytes == sum(tensor.bytes for tensor in _checkpoint())
+    assert made.weights.uncertainty == 0.10
+    assert made.cache.bytes_per_request(16) == 3 * 16 * 64
+    assert made.trained_context == 8192
+
+
+def test_unknown_architecture_with_nameless_tensors_is_refused() -> None:
+    """Sizes alone do not tell what a token keeps."""
+    files = ModelFiles("mystery", {"model_type": "mystery"}, tensors=(CheckpointTensor("a", 64, (4, 8), "BF16"),))
+    with pytest.raises(PlanError, match="neither an embedding nor numbered layers"):
+        estimate(files, Options())
+
+
+def test_known_architecture_with_a_missing_field_stays_refused() -> None:
+    """Tensors do not excuse a broken config.json of a model that is known."""
+    broken = {key: value for key, value in config(QWEN).items() if key != "hidden_size"}
+    with pytest.raises(PlanError, match="hidden_size"):
+        estimate(ModelFiles("broken", broken, tensors=_checkpoint()), Options())
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,20 @@ def test_qwen_hybrid_loses_little_to_aligned_caching() -> None:
     on = geometry("nvidia__Qwen3.6-35B-A3B-NVFP4", "0.25.1", mamba_cache_mode="align")
     blocks = round(40.55 * off.blocks_per_request(131072))
     assert on.concurrency(blocks, 131072) == pytest.approx(39.62, abs=0.02)
+
+
+def test_compressed_cache_of_deepseek_v4_is_the_one_vllm_builds() -> None:
+    """22 pages of 37,440 bytes, 21 of 8,640 and 20 of 1,728 a block; windows and states cost more than the keys."""
+    cache = estimated("deepseek-ai__DeepSeek-V4-Flash", kv_cache_dtype="fp8", version="0.25.1").cache
+    assert cache.bytes_per_block == 22 * 37_440 + 21 * 8_640 + 20 * 1_728
+    assert cache.block_size == 256
+    assert cache.blocks_per_request(262_144) == 3993
+
+
+def test_compressed_cache_in_16_bit_is_larger() -> None:
+    """bf16 keys are 1,024 bytes a token instead of 584."""
+    packed, plain = (
+        estimated("deepseek-ai__DeepSeek-V4-Flash", kv_cache_dtype=dtype, version="0.25.1").cache
+        for dtype in ("fp8", "bf16")
+    )
+    assert plain.bytes_per_request(65_536) > packed.bytes_per_request(65_536)

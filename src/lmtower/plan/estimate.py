@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from lmtower.errors import PlanError
 from lmtower.plan.gguf_shape import TokenCache, cache_dtypes, compute_bytes, token_cache
 from lmtower.plan.kv import KvLayout, KvOptions, layout
+from lmtower.plan.kv_compressed import compressed_layout, is_compressed
 from lmtower.plan.model import ModelFiles
 from lmtower.plan.overhead import Load, overhead
 from lmtower.plan.quantisation import Layout, override, read_layout
-from lmtower.plan.read import read_config
+from lmtower.plan.read_tensors import shape_of
 from lmtower.plan.shape import ModelShape
 from lmtower.plan.tensors import Build
 from lmtower.plan.types import NodeFacts, Overhead
@@ -87,7 +88,7 @@ def estimate(files: ModelFiles, options: Options, facts: NodeFacts | None = None
         return _estimate_gguf(files, options, facts)
     if files.config is None:
         raise PlanError(f"{files.name}: config.json is missing", field="config.json")
-    shape = read_config(files.config, has_sizes=files.has_sizes)
+    shape = shape_of(files)
     _check_parallel(shape, options)
     declared = override(read_layout(files.config, files.quant_file), options.quantization)
     version = rules(options.version)
@@ -104,7 +105,7 @@ def estimate(files: ModelFiles, options: Options, facts: NodeFacts | None = None
         max_num_batched_tokens=batch,
         exports_checkpoints=facts is None or facts.capability == 0 or facts.capability >= 9.0,
     )
-    cache = layout(shape, kv_options)
+    cache = compressed_layout(shape, kv_options) if is_compressed(shape) else layout(shape, kv_options)
     load = Load(
         rules=version,
         max_num_seqs=options.max_num_seqs,

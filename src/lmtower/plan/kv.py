@@ -79,6 +79,8 @@ class Group:
     spec: Spec
     layers: int
     padding: int = 0
+    block_bytes: int = 0
+    """Bytes of one of its blocks where groups differ in that (DeepSeek V4); 0: all groups' blocks are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,10 @@ class KvLayout:
 
     def blocks_per_request(self, length: int) -> int:
         """Blocks that a request of ``length`` tokens may hold at once, over all groups."""
-        return sum(self.group_blocks(group.spec, length) for group in self.groups)
+        if not self.groups or not self.groups[0].block_bytes:
+            return sum(self.group_blocks(group.spec, length) for group in self.groups)
+        needed = sum(self.group_blocks(group.spec, length) * group.block_bytes for group in self.groups)
+        return cdiv(needed, self.groups[0].block_bytes)
 
     def group_blocks(self, spec: Spec, length: int) -> int:
         """Blocks that a request takes in one group."""

@@ -20,7 +20,8 @@ DECODERS = frozenset(
     llama mistral mistral3 ministral ministral3 mixtral qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next qwen3_5 qwen3_5_text
     qwen3_5_moe qwen3_5_moe_text qwen3_vl qwen3_vl_text qwen3_vl_moe qwen3_vl_moe_text qwen2_vl qwen2_vl_text
     qwen2_5_vl qwen2_5_vl_text gemma gemma2 gemma3 gemma3_text gemma4 gemma4_text gpt_oss nemotron nemotron_h
-    nemotron-nas nemotron_nas deepseek deepseek_v2 deepseek_v3 deepseek_v32 kimi_k2 glm glm4 glm4_moe glm_moe_dsa
+    nemotron-nas nemotron_nas deepseek deepseek_v2 deepseek_v3 deepseek_v32 kimi_k2 deepseek_v4
+    glm glm4 glm4_moe glm_moe_dsa
     minimax_m2 phi phi3 granite granitemoe granitemoehybrid bamba starcoder2 smollm3 olmo2 olmo3 olmoe exaone4 seed_oss
     ernie4_5 ernie4_5_moe internlm2 internlm3 cohere cohere2 stablelm hunyuan_v1_dense hunyuan_v1_moe apertus arcee
     """.split()  # noqa: SIM905 - a table is easier to read
@@ -73,6 +74,13 @@ def read_config(config: Mapping[str, Any], *, has_sizes: bool = False) -> ModelS
     if _is_encoder(model_type, architectures):
         return _read_encoder(text, model_type, architectures)
     return _read_decoder(top, text, model_type, architectures, known)
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """True when layers of this architecture are read exactly."""
+    top, text = Fields(config), text_section(config)
+    architectures = top.words("architectures") or text.words("architectures") or ()
+    return _known(text.text("model_type") or top.text("model_type"), architectures)
 
 
 def _known(model_type: str, architectures: tuple[str, ...]) -> bool:
@@ -135,6 +143,8 @@ def _rope_dims(text: Fields, layers: tuple[Layer, ...], model_type: str) -> tupl
     """One rope table for each different (rotary dimension, kind of attention). Nemotron hybrids have none."""
     if model_type == "nemotron_h":
         return ()
+    if model_type == "deepseek_v4":  # plain and compressed layers have a table each, in fp32
+        return (2 * text.whole("qk_rope_head_dim", most=2**16),) * 2
     partial = text.number("partial_rotary_factor", 1.0)
     parameters = text.section("rope_parameters")
     dims: dict[tuple[bool, int], int] = {}

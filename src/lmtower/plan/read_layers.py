@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lmtower.errors import PlanError
 from lmtower.plan.fields import Fields
-from lmtower.plan.shape import Attention, Latent, Layer, Mlp, State
+from lmtower.plan.shape import Attention, Compressed, Latent, Layer, Mlp, State
 
 MAX_LAYERS = 2000
 """No model has more; a larger number is a mistake."""
@@ -111,6 +111,8 @@ class _Attentions:
     def of(self, kind: str, index: int) -> Attention:
         """The attention of a layer of that kind."""
         key = "sliding" if kind in _SLIDING else "full"
+        if self._type == "deepseek_v4":
+            return self._compressed(index)
         if key not in self._made:
             self._made[key] = self._sliding() if key == "sliding" else self._full()
         return self._made[key]
@@ -160,6 +162,30 @@ class _Attentions:
 
     def _sliding(self) -> Attention:
         return replace(self._plain(), window=self._text.whole("sliding_window", most=2**31))
+
+    def _compressed(self, index: int) -> Attention:
+        """DeepSeek V4: ``compress_ratios`` names each layer's ratio; layers with 4 have an index over their keys."""
+        text = self._text
+        ratios = text.numbers("compress_ratios")
+        ratio = ratios[index] if index < len(ratios) else 0
+        if ratio not in (0, 1, 4, 128):
+            raise PlanError(
+                f"{text.name('compress_ratios')}: {ratio} is not 0, 4 or 128", field=text.name("compress_ratios")
+            )
+        head_dim = text.whole("head_dim", most=2**16)
+        indexed = ratio == 4
+        compressed = Compressed(
+            ratio=ratio,
+            window=text.whole("sliding_window", most=2**31),
+            q_lora_rank=text.whole("q_lora_rank", most=2**20),
+            o_lora_rank=text.whole("o_lora_rank", most=2**20),
+            o_groups=text.whole("o_groups", default=1, most=2**16),
+            streams=text.whole("hc_mult", default=1, most=256),
+            indexer_heads=text.whole("index_n_heads", most=2**16) if indexed else 0,
+            indexer_dim=text.whole("index_head_dim", most=2**16) if indexed else 0,
+        )
+        heads = text.whole("num_attention_heads", most=2**16)
+        return Attention(heads=heads, kv_heads=1, head_dim=head_dim, value_dim=head_dim, compressed=compressed)
 
     def _latent(self) -> Attention:
         text = self._text

@@ -25,6 +25,27 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
+class Compressed:
+    """DeepSeek V4's attention: a window of plain keys, and beside it one key for every ``ratio`` tokens."""
+
+    ratio: int
+    """0: the window alone."""
+    window: int
+    q_lora_rank: int
+    o_lora_rank: int
+    o_groups: int
+    streams: int
+    """Residual streams of the hyper-connections (``hc_mult``)."""
+    indexer_heads: int = 0
+    indexer_dim: int = 0
+
+    @property
+    def overlap(self) -> int:
+        """Neighbouring groups of four tokens overlap, so their compressor is twice as wide."""
+        return 2 if self.ratio == 4 else 1
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """One attention layer. ``window`` is the sliding window in tokens, None: full attention."""
 
@@ -38,6 +59,7 @@ class Attention:
     bias: bool = False
     output_bias: bool = False
     latent: Latent | None = None
+    compressed: Compressed | None = None
     cached: bool = True
     """False where an earlier layer's KV cache is read instead (Gemma 3n/4n), and in encoders."""
 
@@ -158,6 +180,8 @@ class ModelShape:
         if self.is_hybrid:
             return "Mamba-2 hybrid" if self.state and self.state.kind == "mamba2" else "gated delta net hybrid"
         attentions = [layer.attention for layer in self.layers if layer.attention]
+        if any(attention.compressed for attention in attentions):
+            return "compressed attention"
         if any(attention.latent for attention in attentions):
             return "latent attention"
         if any(attention.window for attention in attentions):

@@ -154,7 +154,8 @@ def _header_tensors(header: Mapping[str, Any]) -> Iterable[CheckpointTensor]:
         start, end = entry["data_offsets"]
         if not 0 <= start <= end:
             raise ValueError(f"offsets of {name}")
-        yield CheckpointTensor(name, int(end) - int(start), dtype=str(entry.get("dtype", "")))
+        shape = tuple(int(size) for size in entry.get("shape", ()))
+        yield CheckpointTensor(name, int(end) - int(start), shape, str(entry.get("dtype", "")))
 
 
 def _first_json(*paths: Path) -> Mapping[str, Any] | None:
@@ -208,7 +209,9 @@ def _from_hub(reference: str, environ: Mapping[str, str]) -> ModelFiles:
         try:
             metadata = api.get_safetensors_metadata(reference)
             tensors = tuple(
-                CheckpointTensor(name, tensor.data_offsets[1] - tensor.data_offsets[0], dtype=tensor.dtype)
+                CheckpointTensor(
+                    name, tensor.data_offsets[1] - tensor.data_offsets[0], tuple(tensor.shape), tensor.dtype
+                )
                 for part in metadata.files_metadata.values()
                 for name, tensor in part.tensors.items()
             )

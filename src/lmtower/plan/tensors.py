@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lmtower.plan.formats import BF16, FP8, FP32, MXFP4, NVFP4, Format, cdiv
 from lmtower.plan.quantisation import Layout
-from lmtower.plan.shape import Attention, Layer, Mlp, ModelShape, State
+from lmtower.plan.shape import Attention, Compressed, Layer, Mlp, ModelShape, State
 
 _PART_ROWS = 64
 """Vocabulary rows are padded to a multiple of this."""
@@ -76,6 +76,10 @@ def buffers(shape: ModelShape, build: Build) -> Iterator[Tensor]:
     """
     for dims in shape.rope_dims:
         yield Tensor("rope", shape.rope_positions * dims * shape.model_element_bytes, active=0.0)
+    kinds = [layer.attention.compressed for layer in shape.layers if layer.attention is not None]
+    streams = max((kind.streams for kind in kinds if kind is not None), default=0)
+    if streams:  # DeepSeek V4 keeps its residual streams for the draft
+        yield Tensor("attention", 2 * build.max_num_batched_tokens * streams * shape.hidden_size, active=0.0)
     if shape.vision is not None and not build.text_only:
         for _ in range(shape.vision.deepstack_levels):
             yield Tensor("vision", 2 * build.max_num_batched_tokens * shape.hidden_size, active=0.0)
@@ -109,6 +113,9 @@ def _attention(layer: Layer, attention: Attention, shape: ModelShape, build: Bui
     heads = cdiv(attention.heads, tp)
     if attention.latent is not None:
         yield from _latent(layer, attention, shape, build)
+        return
+    if attention.compressed is not None:
+        yield from _compressed(layer, attention, attention.compressed, shape, build)
         return
     kv = max(1, attention.kv_heads // tp)
     keys = kv * (attention.head_dim + attention.value_dim) if attention.cached or shape.encoder else 0
@@ -149,6 +156,26 @@ def _latent(layer: Layer, attention: Attention, shape: ModelShape, build: Build)
             "attention", build.layout.of(_names(layer, "self_attn.indexer.wq_b")), width, latent.q_lora_rank or hidden
         )
         yield from _matrix("attention", BF16, latent.indexer_dim + latent.indexer_heads, hidden)
+
+
+def _compressed(
+    layer: Layer, attention: Attention, kind: Compressed, shape: ModelShape, build: Build
+) -> Iterator[Tensor]:
+    """DeepSeek V4: low-rank queries and outputs as declared; compressors, index weights and streams as they compute."""
+    hidden, width = shape.hidden_size, attention.head_dim
+    heads, groups = cdiv(attention.heads, build.tensor_parallel), cdiv(kind.o_groups, build.tensor_parallel)
+    form = build.layout.of(_names(layer, "attn.wq_b", "self_attn.wq_b"))
+    yield from _matrix("attention", form, kind.q_lora_rank + width, hidden)
+    yield from _matrix("attention", form, heads * width, kind.q_lora_rank)
+    yield from _matrix("attention", form, groups * kind.o_lora_rank, attention.heads * width // kind.o_groups)
+    yield from _matrix("attention", form, hidden, groups * kind.o_lora_rank)
+    for compressed in (width, kind.indexer_dim) if kind.ratio > 1 else ():
+        yield from _matrix("attention", BF16, 2 * kind.overlap * compressed, hidden)
+    if kind.indexer_dim:
+        yield from _matrix("attention", form, kind.indexer_heads * kind.indexer_dim, kind.q_lora_rank)
+        yield from _matrix("attention", BF16, kind.indexer_heads, hidden)
+    mixes, streams = (2 + kind.streams) * kind.streams, kind.streams * hidden
+    yield from _matrix("attention", FP32, 2 * mixes, streams)
 
 
 def _state(layer: Layer, state: State, shape: ModelShape, build: Build) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from lmtower.errors import PlanError
 from lmtower.plan.estimate import Estimate, Options, cache_dtype, estimate
 from lmtower.plan.model import ModelFiles
 from lmtower.plan.quantisation import read_layout
-from lmtower.plan.read import read_config
+from lmtower.plan.read_tensors import shape_of
 from lmtower.plan.types import NodeFacts
 from lmtower.plan.versions import DEFAULT_VERSION, in_range, of_image, rules
 from lmtower.recipes import Recipe, find, get
@@ -192,7 +192,7 @@ def _default_dtype(files: ModelFiles, node: NodeFacts, runtime: str) -> str:
     declared = read_layout(files.config, files.quant_file)
     if cache_dtype("auto", declared) != "bf16":
         return "auto"
-    shape = read_config(files.config, has_sizes=files.has_sizes)
+    shape = shape_of(files)
     attentions = [layer.attention for layer in shape.layers if layer.attention is not None]
     if shape.encoder or any(attention.bias or attention.latent for attention in attentions):
         return "auto"
@@ -203,7 +203,7 @@ def _default_sequences(files: ModelFiles, node: NodeFacts) -> int:
     """Enough to keep a box busy; encoders have no cache that would cost more."""
     if files.gguf is not None:
         return 1 if files.gguf.encoder else 4
-    if files.config is not None and read_config(files.config, has_sizes=files.has_sizes).encoder:
+    if files.config is not None and shape_of(files).encoder:
         return 32
     return 4 if node.unified else 16
 

@@ -114,7 +114,7 @@ def _weight_warnings(estimate: Estimate, node: NodeFacts | None) -> Iterator[str
     if estimate.weights.uncertainty >= 0.05:
         yield (
             "the architecture is not known here: weights come from the size of its tensors, "
-            f"±{estimate.weights.uncertainty:.0%}"
+            f"±{estimate.weights.uncertainty:.0%}, and the KV cache is what a plain decoder of these widths keeps"
         )
     formats = {
         layout.default.name,

@@ -47,7 +47,7 @@ class CheckpointTensor:
 
     name: str
     bytes: int
-    elements: int = 0
+    shape: tuple[int, ...] = ()
     dtype: str = ""
 
 
