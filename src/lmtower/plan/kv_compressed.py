@@ -1,8 +1,8 @@
 """The KV cache of DeepSeek V4: keys compressed 4 or 128 times, a window of plain ones, and compressors' states.
 
-Theory of operation. Each layer keeps the last ``window`` tokens as they are (blocks of 64). Layers with a ratio keep one
-vector for every 4 or 128 tokens besides (blocks of 256), those with 4 an index of them too, and what a compressor has
-not folded yet (fp32, blocks of 4 or 8). Pages have few sizes; smaller ones are padded to the next size of the first
+Theory of operation. Each layer keeps the last ``window`` tokens as they are (blocks of 64). Layers with a ratio keep
+one vector for every 4 or 128 tokens besides (blocks of 256), those with 4 an index of them too, and what a compressor
+has not folded yet (fp32, blocks of 4 or 8). Pages have few sizes; smaller ones are padded to the next size of the first
 group. Layers of one kind of block form a group, cut so that all have about as many pages of one size, and a block of
 the pool is one page in every slot: ``bytes_per_block = Σ page × slots``. A request is counted in blocks of the first
 group: ``ceil(Σ blocks × bytes of a group's block / bytes of the first group's block)``.

@@ -30,7 +30,7 @@ def engine_warnings(made: EnginePlan, want: Want, tower: Tower, nodes: Mapping[s
 
 def tower_warnings(engines: Sequence[EnginePlan], nodes: Mapping[str, NodeFacts]) -> tuple[str, ...]:
     """Warnings of the whole set."""
-    found = []
+    found: list[str] = []
     for name, node in nodes.items():
         found += _boot_warnings(name, node, sum(each.total_bytes for each in engines if name in each.nodes))
         started = sorted((engine for engine in engines if name in engine.nodes), key=lambda engine: engine.start_order)
