@@ -7,6 +7,7 @@
     ├── EngineError                      an engine did not start, stopped, or cannot be reached
     ├── NodeError                        a node, its Docker engine or its agent cannot be reached
     ├── LedgerError                      keys or usage cannot be read or written
+    │   └── UnknownKey                   no active key is meant, or more than one
     ├── StoreError                       a vector store or a document cannot be read or written
     └── AdminError                       no tower runs there, or its admin listener refused us
 
@@ -78,6 +79,10 @@ class NodeError(TowerError):
 
 class LedgerError(TowerError):
     """Keys or usage cannot be read or written."""
+
+
+class UnknownKey(LedgerError):
+    """What was named is no active key, or several."""
 
 
 class StoreError(TowerError):

@@ -86,7 +86,7 @@ def test_create_takes_every_limit_as_people_write_it(folder: Path, capsys: pytes
         (("--expires", "2020-01-01"), "in the past"),
         (("--expires", "2020-13-41"), "not a date"),
         (("--parallel", "x"), "--parallel x: 'x' is not a count"),
-        (("--money-per-month", "-1"), "--money-per-month -1.0"),
+        (("--money-per-month", "-1"), "--money-per-month -1: "),
     ],
 )
 def test_create_refuses_what_it_does_not_understand(
@@ -122,6 +122,46 @@ def test_revoke_names_what_it_ended_or_where_to_look(folder: Path, capsys: pytes
     code, _, err = _run(capsys, "key", "revoke", "alice")
     assert code == 1
     assert "lmtower key list" in err
+
+
+def test_update_changes_what_is_named_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Limits are set one by one, `none` takes one away; the last one gone, the tower's hold; the key stays."""
+    secret = _run(capsys, "key", "create", "alice", "--parallel", "4", "--persona", "plan")[1].strip()
+    code, out, _ = _run(capsys, "key", "update", "alice", "--tokens-per-day", "2m", "--money-per-month", "12.5")
+    assert (code, "tokens_per_day=2000000, money_per_month=12.5, parallel=4" in out) == (0, True)
+    words = "--parallel none --money-per-month none --persona all --expires 90d --name cameras --json"
+    changed = json.loads(_run(capsys, "key", "update", secret, *words.split())[1])
+    assert (changed["name"], changed["limits"], changed["personas"]) == ("cameras", {"tokens_per_day": 2_000_000}, None)
+    assert changed["expires_at"] == pytest.approx(time.time() + 90 * 86_400, abs=60)
+    code, out, _ = _run(capsys, "key", "update", "cameras", "--tokens-per-day", "none", "--expires", "never")
+    assert (code, "all personas; the limits of the tower; no end" in out) == (0, True)
+    ledger = Ledger.open(folder / "tower-data")
+    client = ledger.find(secret)
+    ledger.shut()
+    assert client is not None
+    assert (client.limits, client.expires_at) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 2, "name at least one thing to change"),
+        (("--parallel", "x"), 2, "--parallel x: 'x' is not a count"),
+        (("--money-per-month", "inf"), 2, "--money-per-month inf"),
+        (("--persona", "plam"), 2, "Did you mean 'plan'?"),
+        (("--expires", "2020-01-01"), 2, "in the past"),
+        (("--name", " "), 2, "not a name"),
+    ],
+)
+def test_update_refuses_what_it_does_not_understand(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, message: str
+) -> None:
+    """What is wrong is named, and the key is as before."""
+    _run(capsys, "key", "create", "alice", "--parallel", "4")
+    before = _run(capsys, "key", "list", "--json")[1]
+    found, out, err = _run(capsys, "key", "update", "alice", *words)
+    assert (found, out, message in err) == (code, "", True), err
+    assert _run(capsys, "key", "list", "--json")[1] == before
 
 
 def test_keys_do_not_need_a_sound_tower_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,12 +97,14 @@ async def running(
     upstreams: list[Upstream] | None = None,
     configure: Callable[[], Configuration] | None = None,
     tower: Tower | None = None,
+    ledger: Ledger | None = None,
+    key: str | None = None,
     **parts: Any,
 ) -> AsyncIterator[Running]:
-    """A gateway in front of ``engine``; ``parts`` go to ``tower_of``."""
+    """A gateway in front of ``engine``. ``ledger`` and ``key`` are those of others; ``parts`` go to ``tower_of``."""
     tower = tower or tower_of(engine, **parts)
-    ledger = Ledger.open(folder)
-    key = ledger.create_key("tester").secret
+    ledger = ledger or Ledger.open(folder)
+    key = key or ledger.create_key("tester").secret
     configuration = Configuration(tower, upstreams or [upstream(engine)])
     gateway = Gateway(configuration, ledger, folder, admin_key=ADMIN_KEY, configure=configure)
     (host, port), (admin_host, admin_port) = await gateway.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.engine import FakeEngine
 from tests.gateway.support import running, until, upstream
 
@@ -59,6 +61,63 @@ async def test_status_of_an_engine_that_is_away_is_its_supervisors(tmp_path: Pat
                 replica.healthy = False
             (row,) = (await tower.operator.get("/admin/status")).json()["engines"]
     assert (row["state"], row["detail"]) == ("stopped", "the node was short of memory")
+
+
+async def test_key_is_changed_by_what_a_patch_names(tmp_path: Path) -> None:
+    """Merge patch: named limits are set, null takes away, the rest stays; its secret goes on working."""
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine) as tower:
+            body = {"name": "frigate", "personas": ["fast"], "limits": {"tokens_per_day": "2m", "parallel": 4}}
+            made = (await tower.operator.post("/admin/keys", json=body)).json()
+            path = f"/admin/keys/{made['id']}"
+            patched = (
+                await tower.operator.patch(path, json={"limits": {"parallel": None, "images_per_day": 9}})
+            ).json()
+            assert patched["limits"] == {"tokens_per_day": 2_000_000, "images_per_day": 9}
+            assert (patched["name"], patched["personas"]) == ("frigate", ["fast"])
+            more = {"personas": None, "limits": None, "expires_at": 4e9, "name": "cameras"}
+            patched = (await tower.operator.patch(path, json=more)).json()
+            assert {name: patched[name] for name in more} == more
+            headers = {"authorization": f"Bearer {made['key']}"}
+            assert (await tower.client.get("/v1/models", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"limits": {"tokens_per_day": "many"}}, "invalid_limits"),
+        ({"limits": {"tokens_per_dya": 1}}, "invalid_limits"),
+        ({"limits": [1]}, "invalid_limits"),
+        ({"personas": "fast"}, "invalid_field"),
+        ({"personas": ["fsat"]}, "unknown_persona"),
+        ({"expires_at": "tomorrow"}, "invalid_field"),
+        ({"name": ""}, "invalid_field"),
+        ({"secret": "x"}, "unknown_field"),
+    ],
+)
+async def test_wrong_change_is_refused_by_name(tmp_path: Path, body: dict[str, object], code: str) -> None:
+    """400 for making and for changing; nothing is changed."""
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine) as tower:
+            before = (await tower.operator.get("/admin/keys")).json()["keys"]
+            for answer in (
+                await tower.operator.patch(f"/admin/keys/{before[0]['id']}", json=body),
+                await tower.operator.post("/admin/keys", json={"name": "x", **body}),
+            ):
+                assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+            assert (await tower.operator.get("/admin/keys")).json()["keys"] == before
+
+
+async def test_unknown_key_and_bad_numbers_are_the_callers_fault(tmp_path: Path) -> None:
+    """404 and 400, never 500."""
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine) as tower:
+            assert (await tower.operator.delete("/admin/keys/nobody")).status_code == 404
+            assert (await tower.operator.patch("/admin/keys/nobody", json={"limits": None})).status_code == 404
+            for path in ("/admin/usage?since=yesterday", "/admin/usage?until=nan", "/admin/requests?limit=all"):
+                answer = await tower.operator.get(path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_query")
+            assert (await tower.operator.get("/admin/requests?limit=0")).json() == {"requests": []}
 
 
 async def test_status_usage_and_metrics_agree(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lmtower.config.types import Limits
 from lmtower.ledger import Ledger
 from tests.fakes.engine import FakeEngine
 
@@ -87,6 +88,27 @@ def test_killed_gateway_has_recorded_every_finished_request(tmp_path: Path) -> N
     assert len(finished) >= 300
     assert finished - set(recorded) == set()
     assert len(recorded) == len(set(recorded))
+
+
+def test_budget_that_is_spent_stays_spent_after_kill_9(tmp_path: Path) -> None:
+    """Nothing of what a killed tower let through is forgotten: the next one refuses from its first request on."""
+    ledger = Ledger.open(tmp_path / "data")
+    key = ledger.create_key("alice", limits=Limits(tokens_per_day=100)).secret
+    ledger.shut()
+    body = json.dumps({"model": "plan", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5})
+    statuses, codes = [], []
+    with FakeEngine("m") as engine:
+        engine.script(text="a b", input_tokens=90)
+        for _ in range(2):
+            with tower_process(tmp_path, engine) as (process, port):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+                connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {key}"})
+                answer = connection.getresponse()
+                statuses.append(answer.status)
+                codes.append(json.loads(answer.read()).get("error", {}).get("code"))
+                os.kill(process.pid, signal.SIGKILL)
+                connection.close()
+    assert (statuses, codes) == ([200, 429], [None, "insufficient_quota"])
 
 
 def recorded_ids(data_dir: Path) -> list[str]:

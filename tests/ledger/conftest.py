@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lmtower.ledger import shared
 from lmtower.ledger.database import Database
+from tests.ledger.redis_server import Server
 
 _numbers = itertools.count()
 
@@ -55,18 +57,44 @@ def postgres_socket() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture
+def postgres_url(postgres_socket: Path) -> str:
+    """The URL of an empty PostgreSQL database."""
+    import psycopg
+
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(host=str(postgres_socket), user="postgres", dbname="postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+    return f"postgresql://postgres@/{name}?host={postgres_socket}"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A Redis of our own."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("no Redis on this machine")
+    with tempfile.TemporaryDirectory(prefix="lmtower-redis-") as folder:
+        found = Server(Path(folder))
+        found.start()
+        yield found
+        found.stop()
+
+
+@pytest.fixture
+def clean(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Redis, empty; on a busy machine its answers may take longer than a tower would wait."""
+    monkeypatch.setattr(shared, "_ANSWER_SECONDS", 20)
+    server.command("FLUSHALL")
+    return server
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.tools)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
-    socket: Path = request.getfixturevalue("postgres_socket")
-    import psycopg
-
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(host=str(socket), user="postgres", dbname="postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
-    return f"postgresql://postgres@/{name}?host={socket}"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import re
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lmtower.config.types import Limits
-from lmtower.errors import LedgerError
+from lmtower.errors import LedgerError, Refused, UnknownKey
 from lmtower.ledger import keys
 from lmtower.ledger.database import Database
 from lmtower.ledger.keys import KeyTable
@@ -130,7 +131,7 @@ def test_refresh_reads_only_after_a_change(database: Database) -> None:
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 201])
 def test_unusable_name_is_refused(database: Database, name: str) -> None:
     """A name is one printable line."""
-    with pytest.raises(LedgerError, match="not a name"):
+    with pytest.raises(Refused, match="not a name"):
         keys.create(database, name)
 
 
@@ -139,3 +140,31 @@ def test_exist_remembers_revoked_keys(database: Database) -> None:
     assert not keys.exist(database)
     keys.revoke(database, keys.create(database, "alice").client.id)
     assert keys.exist(database)
+
+
+def test_changed_key_keeps_its_secret_and_gets_what_was_asked(database: Database) -> None:
+    """Limits, personas and end are replaced; the same token finds the new client; the rest stays."""
+    made = keys.create(database, "alice", ["plan"], Limits(parallel=2), expires_at=4e9)
+    table = _table(database)
+    changed = keys.change(
+        database,
+        "alice",
+        lambda client: msgspec.structs.replace(client, limits=Limits(tokens_per_day=5), personas=None),
+    )
+    assert table.refresh(database)
+    assert table.find(made.secret) == changed
+    assert (changed.id, changed.personas, changed.limits, changed.expires_at) == (
+        made.client.id, None, Limits(tokens_per_day=5), 4e9,
+    )  # fmt: skip
+
+
+def test_change_of_a_revoked_key_or_to_a_bad_name_changes_nothing(database: Database) -> None:
+    """The error names the remedy; the row stays."""
+    made = keys.create(database, "alice")
+    with pytest.raises(Refused, match="not a name"):
+        keys.change(database, "alice", lambda client: msgspec.structs.replace(client, name=" "))
+    keys.revoke(database, "alice")
+    with pytest.raises(UnknownKey, match="lmtower key list"):
+        keys.change(database, made.client.id, lambda client: client)
+    (row,) = keys.listed(database)
+    assert row.client == made.client

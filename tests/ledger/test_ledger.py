@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lmtower.config.types import Limits, Price
@@ -280,6 +281,31 @@ def test_reload_that_adds_a_longer_limit_counts_the_whole_day(tmp_path: Path) ->
     assert isinstance(refusal, LimitRefusal)
     assert refusal.reason == "tokens_per_day"
     ledger.shut()
+
+
+async def test_limit_that_a_key_gets_later_counts_what_it_used_before(tmp_path: Path, database_url: str) -> None:
+    """Changed by another process while the tower runs: the day so far counts, from before the tower's start too."""
+    now = time.time()
+    elsewhere = Ledger.open(tmp_path / "other", database_url)
+    secret = elsewhere.create_key("alice").secret
+    _use(elsewhere, secret, Limits(), 100, now - 3600)
+    elsewhere.drain()
+    tower = Ledger.open(tmp_path / "tower", database_url)
+    tower.configure(Limits(requests_per_minute=9), {})
+    await tower.start()
+    _use(tower, secret, Limits(), 100, now - 20)
+    limits = Limits(requests_per_minute=9, tokens_per_day=250)
+    edit = lambda client: msgspec.structs.replace(client, limits=limits)  # noqa: E731
+    await asyncio.to_thread(elsewhere.change_key, "alice", edit)
+    assert await _until(lambda: (found := tower.find(secret)) and found.limits == limits) < 2.0
+    client = tower.find(secret)
+    assert client is not None
+    await asyncio.sleep(0)
+    refusal = tower.limits.reserve(client, "plan", None, None, 51, 0, now)
+    assert isinstance(refusal, LimitRefusal)
+    assert isinstance(tower.limits.reserve(client, "plan", None, None, 50, 0, now), Reservation)
+    await tower.close()
+    await elsewhere.close()
 
 
 def test_opening_does_not_import_sql(tmp_path: Path) -> None:

@@ -209,6 +209,22 @@ def test_changed_limits_keep_what_was_used() -> None:
     _granted(limits, _client(requests_per_minute=4), NOW)
 
 
+def test_changed_limits_are_seen_before_the_next_request() -> None:
+    """What metrics say of a budget follows the key, the tower file and the persona at once; revoked keys are let be."""
+    limits = LocalLimits()
+    limits.default = Limits(tokens_per_day=100)
+    own = Client(id="own", name="a", limits=Limits(parallel=1))
+    for client in (own, Client(id="plain", name="b")):
+        limits.reserve(client, "plan", Limits(images_per_day=5), None, 10, 0, NOW)
+    limits.follow({"own": Limits(parallel=9), "plain": None}, {"plan": Limits(images_per_day=7)})
+    assert [account.limits for account in limits.accounts()] == [
+        Limits(parallel=9), Limits(tokens_per_day=100), Limits(images_per_day=7),
+    ]  # fmt: skip
+    limits.default = Limits()
+    limits.follow({"own": None}, {})
+    assert all(account.limits == Limits() for account in limits.accounts())
+
+
 def test_release_undoes_everything() -> None:
     """A request that admission refused counts for nothing."""
     limits, client = LocalLimits(), _client(requests_per_minute=1, tokens_per_minute=10, images_per_day=1, parallel=1)

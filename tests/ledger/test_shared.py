@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -21,59 +18,9 @@ from lmtower.ledger import Client, Ledger, LimitRefusal, Reservation, shared
 from lmtower.ledger.accounts import Account
 from lmtower.ledger.shared import SharedLimits, SharedReservation
 from tests.ledger.records import NOW
+from tests.ledger.redis_server import Server
 
 pytestmark = pytest.mark.tools
-
-
-class Server:
-    """A Redis of our own on a unix socket."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, empty."""
-        command = ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", self._folder]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + 10
-        while subprocess.run(["redis-cli", "-s", self.socket, "ping"], capture_output=True).stdout != b"PONG\n":
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
-    def command(self, *words: str) -> str:
-        """The answer to one command."""
-        done = subprocess.run(["redis-cli", "-s", self.socket, *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    def stop(self) -> None:
-        """Kill it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Redis for this file."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("no Redis on this machine")
-    with tempfile.TemporaryDirectory(prefix="lmtower-redis-") as folder:
-        found = Server(Path(folder))
-        found.start()
-        yield found
-        found.stop()
-
-
-@pytest.fixture
-def clean(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Redis, empty; on a busy machine its answers may take longer than a tower would wait."""
-    monkeypatch.setattr(shared, "_ANSWER_SECONDS", 20)
-    server.command("FLUSHALL")
-    return server
 
 
 @asynccontextmanager

@@ -1,9 +1,10 @@
-"""``lmtower key create | list | revoke``: the keys of clients."""
+"""``lmtower key create | list | update | revoke``: the keys of clients."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,9 +17,19 @@ from lmtower.errors import Refused
 if TYPE_CHECKING:
     from lmtower.config import Tower
     from lmtower.config.types import Limits
-    from lmtower.ledger import KeyRow
+    from lmtower.ledger import Client, KeyRow
 
 app = group()
+
+RequestsPerMinute = Annotated[str | None, typer.Option(help="Requests in any 60 seconds.")]
+TokensPerMinute = Annotated[str | None, typer.Option(help="Input and output tokens in any 60 seconds (50k).")]
+TokensPerDay = Annotated[str | None, typer.Option(help="Input and output tokens in any 24 hours (2m).")]
+ImagesPerDay = Annotated[str | None, typer.Option(help="Images in any 24 hours.")]
+MoneyPerMonth = Annotated[str | None, typer.Option(help="Spend in a calendar month (UTC), by the personas' price.")]
+Parallel = Annotated[str | None, typer.Option(help="Requests at the same time.")]
+
+_WHICH = "Id, name, shown beginning, or the key itself."
+_NONE = "none"
 
 
 @app.command()
@@ -30,33 +41,17 @@ def create(
         typer.Option(help="Persona that the key may use; repeat it, or separate by commas. Default: all."),
     ] = None,
     expires: Annotated[str | None, typer.Option(help="When it ends: 90d, 12h, or a date such as 2027-01-31.")] = None,
-    requests_per_minute: Annotated[str | None, typer.Option(help="Requests in any 60 seconds.")] = None,
-    tokens_per_minute: Annotated[
-        str | None, typer.Option(help="Input and output tokens in any 60 seconds (50k).")
-    ] = None,
-    tokens_per_day: Annotated[str | None, typer.Option(help="Input and output tokens in any 24 hours (2m).")] = None,
-    images_per_day: Annotated[str | None, typer.Option(help="Images in any 24 hours.")] = None,
-    money_per_month: Annotated[
-        float | None, typer.Option(help="Spend in a calendar month (UTC), by the personas' price.")
-    ] = None,
-    parallel: Annotated[str | None, typer.Option(help="Requests at the same time.")] = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
+    images_per_day: ImagesPerDay = None,
+    money_per_month: MoneyPerMonth = None,
+    parallel: Parallel = None,
 ) -> None:
     """Make a key. It is shown once; when the output is not a terminal, only the key is printed."""
     options: Globals = ctx.obj
-    limits = _limits(
-        {
-            "requests_per_minute": requests_per_minute,
-            "tokens_per_minute": tokens_per_minute,
-            "tokens_per_day": tokens_per_day,
-            "images_per_day": images_per_day,
-            "money_per_month": money_per_month,
-            "parallel": parallel,
-        }
-    )
-    now = time.time()
-    expires_at = None if expires is None else moment(expires, now, past=False)
-    if expires_at is not None and expires_at <= now:
-        raise Refused(f"--expires {expires}: that is in the past.")
+    limits = _limits(_limit_options(ctx))
+    expires_at = None if expires is None else _end(expires)
     with ledger(options) as (opened, tower):
         personas = _personas(persona or (), tower)
         made = opened.create_key(name, personas, limits, expires_at)
@@ -92,9 +87,63 @@ def list_keys(
 
 
 @app.command()
+def update(
+    ctx: typer.Context,
+    key: Annotated[str, typer.Argument(metavar="ID|NAME", help=_WHICH)],
+    name: Annotated[str | None, typer.Option(help="Another name; what was used stays under the old one.")] = None,
+    persona: Annotated[
+        list[str] | None,
+        typer.Option(help="Persona that the key may use; repeat it, or separate by commas. `all`: every persona."),
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="When it ends: 90d, 12h, a date, or `never`.")] = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
+    images_per_day: ImagesPerDay = None,
+    money_per_month: MoneyPerMonth = None,
+    parallel: Parallel = None,
+) -> None:
+    """Change what a key may do; the key stays the same, and so does what it has used.
+
+    Only what is named changes. `none` takes a limit away; a key without limits of its own has those of the tower.
+    Towers that run see it within a second.
+    """
+    options: Globals = ctx.obj
+    named = {limit: None if value == _NONE else value for limit, value in _limit_options(ctx).items()}
+    _limits(named)  # what is wrong by itself is said before anything is opened
+    changed: dict[str, object] = {} if name is None else {"name": name}
+    if expires is not None:
+        changed["expires_at"] = None if expires in ("never", _NONE) else _end(expires)
+    if not (changed or named or persona):
+        raise Refused("name at least one thing to change; lmtower key update --help lists them.")
+    with ledger(options) as (opened, tower):
+        if persona:
+            changed["personas"] = None if persona == ["all"] else _personas(persona, tower)
+        client = opened.change_key(key, lambda old: _changed(old, changed, named))
+    if options.json:
+        print_json(client.as_dict())
+    else:
+        print(f"Changed {client.name!r} ({client.id}): {_what(client)}.")
+
+
+def _changed(old: Client, changed: dict[str, object], named: dict[str, str | None]) -> Client:
+    import msgspec
+
+    had = {} if old.limits is None else old.limits.model_dump(exclude_none=True)
+    return msgspec.structs.replace(old, **changed, **({"limits": _limits({**had, **named})} if named else {}))
+
+
+def _what(client: Client) -> str:
+    personas = "all personas" if client.personas is None else ", ".join(sorted(client.personas))
+    limits = _limits_text(client)
+    end = spoken_moment(client.expires_at)
+    return f"{personas}; {limits or 'the limits of the tower'}; {f'valid until {end} UTC' if end else 'no end'}"
+
+
+@app.command()
 def revoke(
     ctx: typer.Context,
-    key: Annotated[str, typer.Argument(metavar="ID|NAME", help="Id, name, shown beginning, or the key itself.")],
+    key: Annotated[str, typer.Argument(metavar="ID|NAME", help=_WHICH)],
 ) -> None:
     """End a key. Towers that run see it within a second."""
     options: Globals = ctx.obj
@@ -119,7 +168,22 @@ def _personas(named: list[str] | tuple[()], tower: Tower | None) -> frozenset[st
     return frozenset(names) if names else None
 
 
-def _limits(values: dict[str, str | float | None]) -> Limits | None:
+def _end(expires: str) -> float:
+    now = time.time()
+    at = moment(expires, now, past=False)
+    if at <= now:
+        raise Refused(f"--expires {expires}: that is in the past.")
+    return at
+
+
+def _limit_options(ctx: typer.Context) -> dict[str, str]:
+    """The limits that were named on the command line."""
+    from lmtower.config.types import Limits
+
+    return {name: ctx.params[name] for name in Limits.model_fields if ctx.params.get(name) is not None}
+
+
+def _limits(values: Mapping[str, str | float | None]) -> Limits | None:
     from pydantic import ValidationError
 
     from lmtower.config.types import Limits
@@ -135,14 +199,20 @@ def _limits(values: dict[str, str | float | None]) -> Limits | None:
 
 def _cells(row: KeyRow, now: float) -> tuple[object, ...]:
     client = row.client
-    limits = {} if client.limits is None else client.limits.model_dump(exclude_none=True)
     return (
         client.id,
         client.name,
         f"{client.prefix}…",
         "all" if client.personas is None else ", ".join(sorted(client.personas)),
-        ", ".join(f"{name}={value}" for name, value in limits.items()) or None,
+        _limits_text(client) or None,
         spoken_moment(client.created_at),
         spoken_moment(client.expires_at),
         row.state(now),
+    )
+
+
+def _limits_text(client: Client) -> str:
+    limits = {} if client.limits is None else client.limits.model_dump(exclude_none=True)
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in limits.items()
     )

@@ -199,7 +199,7 @@ class Limits(Section):
     tokens_per_day: Count | None = Field(default=None, description="Input and output tokens in any 24 hours.")
     images_per_day: Count | None = Field(default=None, description="Images in any 24 hours.")
     money_per_month: float | None = Field(
-        default=None, ge=0, description="Spend in a calendar month, by the personas' `price`."
+        default=None, ge=0, allow_inf_nan=False, description="Spend in a calendar month, by the personas' `price`."
     )
     parallel: Count | None = Field(default=None, description="Requests at the same time.")
 
@@ -211,6 +211,12 @@ class Price(Section):
     )
     output: float = Field(default=0.0, ge=0, description="Per million output tokens.")
     image: float = Field(default=0.0, ge=0, description="Per image.")
+
+    def of(self, input_tokens: int, cached_tokens: int, output_tokens: int, images: int) -> float:
+        """Money for what was used; ``cached_tokens`` are part of ``input_tokens``."""
+        cached = self.input if self.cached is None else self.cached
+        fresh = input_tokens - cached_tokens
+        return (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6 + images * self.image
 
 
 class Sampling(Section):

@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 import msgspec
-from pydantic import ValidationError
 
-from lmtower.config.types import LANES, Limits
-from lmtower.errors import Refused, TowerError
-from lmtower.gateway import routes
+from lmtower.config.types import LANES
+from lmtower.errors import Refused, TowerError, UnknownKey
+from lmtower.gateway import admin_keys, routes
 from lmtower.gateway.exchange import JSON, Exchange, Request
 from lmtower.gateway.status import status
 from lmtower.personas import explain
@@ -81,7 +81,8 @@ class Admin:
         except Fault as fault:
             exchange.respond(fault.status, [JSON], faults.render(fault, "openai", ""))
         except TowerError as exc:
-            failed = Fault(400 if isinstance(exc, Refused) else 500, "admin_error", str(exc))
+            status_code = 404 if isinstance(exc, UnknownKey) else 400 if isinstance(exc, Refused) else 500
+            failed = Fault(status_code, "admin_error", str(exc))
             exchange.respond(failed.status, [JSON], faults.render(failed, "openai", ""))
         else:
             exchange.respond(200, [JSON], msgspec.json.encode(answer))
@@ -100,9 +101,12 @@ class Admin:
         if handler is not None:
             return await handler(request)
         parts = request.path.strip("/").split("/")
-        if request.method == "DELETE" and parts[:2] == ["admin", "keys"] and len(parts) == 3:
-            await asyncio.to_thread(self._gateway.ledger.revoke_key, parts[2])
-            return {"revoked": parts[2]}
+        if parts[:2] == ["admin", "keys"] and len(parts) == 3:
+            key = unquote(parts[2])
+            if request.method == "PATCH":
+                return await self._change_key(request, key)
+            if request.method == "DELETE":
+                return await self._revoke_key(key)
         if parts[:2] == ["admin", "engines"] and len(parts) == 4:
             return await self._engine(request, parts[2], parts[3])
         raise Fault(404, "unknown_route", f"There is no {request.method} {request.path[:200]} here.")
@@ -147,29 +151,28 @@ class Admin:
         return {"keys": [row.as_dict(now) for row in rows]}
 
     async def _create_key(self, request: Request) -> Any:
-        body = _object(request)
-        name = body.pop("name", None)
-        if not isinstance(name, str) or not name:
-            raise Fault(400, "missing_field", "The field 'name' is missing.", param="name")
-        unknown = set(body) - {"personas", "expires_at", "limits"}
-        if unknown:
-            raise Fault(400, "unknown_field", f"Unknown field {sorted(unknown)[0]!r}.")
-        limits = _limits(body.get("limits"))
-        made = await asyncio.to_thread(
-            self._gateway.ledger.create_key, name, body.get("personas"), limits, body.get("expires_at")
-        )
-        return {"key": made.secret, "id": made.client.id, "name": made.client.name}
+        wanted = admin_keys.new_key(_object(request), self._gateway.snapshot.personas)
+        made = await asyncio.to_thread(self._gateway.ledger.create_key, **wanted)
+        return {"key": made.secret, **made.client.as_dict()}
+
+    async def _change_key(self, request: Request, key: str) -> Any:
+        edit = admin_keys.edit(_object(request), self._gateway.snapshot.personas)
+        return (await asyncio.to_thread(self._gateway.ledger.change_key, key, edit)).as_dict()
+
+    async def _revoke_key(self, key: str) -> Any:
+        await asyncio.to_thread(self._gateway.ledger.revoke_key, key)
+        return {"revoked": key}
 
     async def _usage(self, request: Request) -> Any:
         query = _query(request)
         by = tuple(query.get("by", "client,persona").split(","))
-        since, until = (float(query[k]) if k in query else None for k in ("since", "until"))
+        since, until = (_number(query, name, None) for name in ("since", "until"))
         report = await asyncio.to_thread(self._gateway.ledger.usage, by, since, until)
         return report.as_dict()
 
     async def _requests(self, request: Request) -> Any:
-        limit = min(500, int(_query(request).get("limit", "50")))
-        return {"requests": list(self._gateway.recent)[-limit:][::-1]}
+        limit = int(_number(_query(request), "limit", 50) or 0)
+        return {"requests": list(self._gateway.recent)[::-1][: max(0, min(500, limit))]}
 
     async def _targets(self, request: Request) -> Any:
         """Prometheus http_sd: the gateway itself, every engine, every node agent."""
@@ -221,7 +224,8 @@ class Admin:
         if engine not in self._gateway.snapshot.engines:
             raise Fault(404, "unknown_engine", f"There is no engine {engine[:100]!r}.")
         if request.method == "GET" and action == "logs":
-            return {"log": await control.logs(engine, min(5000, int(_query(request).get("lines", "200"))))}
+            lines = int(_number(_query(request), "lines", 200) or 0)
+            return {"log": await control.logs(engine, max(0, min(5000, lines)))}
         actions = {"start": control.start, "stop": control.stop, "restart": control.restart}
         if request.method != "POST" or action not in actions:
             raise Fault(404, "unknown_route", f"There is no {request.method} {request.path[:200]} here.")
@@ -239,15 +243,15 @@ def _object(request: Request) -> dict[str, Any]:
     return body
 
 
-def _limits(given: Any) -> Limits | None:
-    if given is None:
-        return None
-    try:
-        return Limits.model_validate(given)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        raise Fault(400, "invalid_limits", f"limits.{first['loc'][0]}: {first['msg']}.", param="limits") from None
-
-
 def _query(request: Request) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(request.query.decode("latin-1")).items()}
+
+
+def _number(query: dict[str, str], name: str, default: float | None) -> float | None:
+    try:
+        value = float(query[name]) if name in query else default
+    except ValueError:
+        value = math.nan
+    if value is not None and not math.isfinite(value):
+        raise Fault(400, "invalid_query", f"{name}={query[name][:50]} is not a number.", param=name)
+    return value

@@ -92,7 +92,7 @@ class Dispatcher:
                     raise _died() from None
                 if not (lost.fresh and call is not None):
                     tried |= {replica.upstream.replica}
-                self._lost(engine, replica, call, lost)
+                self._lost(flow, engine, replica, call, lost)
             except BaseException:
                 self._release(flow, call, replica)
                 raise
@@ -108,10 +108,10 @@ class Dispatcher:
             headers.append((b"traceparent", flow.exchange.request.headers[b"traceparent"]))
         return headers
 
-    def _lost(self, engine: Engine, replica: Replica, call: Call | None, lost: UpstreamLost) -> None:
+    def _lost(self, flow: Flow, engine: Engine, replica: Replica, call: Call | None, lost: UpstreamLost) -> None:
         """A replica gave no answer. Raises Fault(502) if it may have seen the request: again could mean twice."""
         log.warning("engine lost", engine=engine.name, replica=replica.upstream.replica, reason=str(lost))
-        self.metrics.count(UPSTREAM_RETRIES, engine.name, "connection" if lost.fresh else "unreachable")
+        self.metrics.count(UPSTREAM_RETRIES, *_whose(flow), "connection" if lost.fresh else "unreachable")
         if lost.fresh and call is not None:
             replica.pool.drop_idle()
             return
@@ -238,14 +238,13 @@ class Dispatcher:
     def _release(self, flow: Flow, call: Call | None, replica: Replica) -> None:
         replica.in_flight -= 1
         if call is not None and not call.complete and call.error is None:
-            assert flow.engine is not None
-            self.metrics.count(UPSTREAM_CANCELLED, flow.engine.name)
+            self.metrics.count(UPSTREAM_CANCELLED, *_whose(flow))
             call.close()
 
     def _learn(self, flow: Flow, prepared: Prepared) -> None:
         usage = prepared.reply.usage
         if usage.known and flow.engine is not None and not flow.images:
-            flow.engine.learn(flow.body_bytes, usage.input_tokens)
+            flow.engine.learn(flow.prompt_bytes, usage.input_tokens)
 
     def _affinity(self, flow: Flow) -> bytes:
         """What requests with the same prefix have in common: their session, else persona and the prompt's start."""
@@ -260,6 +259,13 @@ class Dispatcher:
 
 def _died() -> Fault:
     return Fault(502, "engine_unavailable", "The engine died while it worked on this request.")
+
+
+def _whose(flow: Flow) -> tuple[str, str, str]:
+    """The labels of events upstream: client, persona, engine."""
+    assert flow.client is not None
+    assert flow.persona is not None
+    return flow.client.name, flow.persona.name, flow.persona.engine
 
 
 def _not_supported(flow: Flow, fault: Fault) -> Fault:

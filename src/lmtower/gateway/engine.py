@@ -128,10 +128,10 @@ class Engine:
         index = choose(candidates, key, tried)
         return None if index is None else self.replicas[index]
 
-    def learn(self, body_bytes: int, input_tokens: int) -> None:
+    def learn(self, prompt_bytes: int, input_tokens: int) -> None:
         """Take a finished request into the average of bytes per token."""
         if input_tokens > 0:
-            self.bytes_per_token += (body_bytes / input_tokens - self.bytes_per_token) * 0.05
+            self.bytes_per_token += (prompt_bytes / input_tokens - self.bytes_per_token) * 0.05
 
     def resize(self) -> None:
         """Offer the slots of the usable replicas; all of them when none is, so that requests fail at once."""

@@ -66,6 +66,12 @@ class Flow:
         self.body_bytes = len(exchange.request.body)
         self.on_done = on_done
 
+    @property
+    def prompt_bytes(self) -> int:
+        """The client's body without pictures, and the persona's prompt that goes with it: what tokens come from."""
+        added = self.persona.prompt_json if self.persona is not None else None
+        return self.body_bytes + len(added) if added else self.body_bytes
+
     def done(self) -> None:
         """Write the usage record, once. Called before the last bytes go out, so that an answer that a client has in
         full is on record even if the tower is killed in the next instant."""
@@ -113,8 +119,8 @@ class Flow:
             record.image_tokens = usage.image_tokens or self.image_tokens
             record.output_tokens = usage.output_tokens
             record.reasoning_tokens = usage.reasoning_tokens
-        elif self.engine is not None and self.replica:
+        elif self.engine is not None and self.replica and self.outcome != "refused":
             # the engine worked on it, but its usage never came: count what was seen, estimate the rest
-            record.input_tokens = int(self.body_bytes / self.engine.bytes_per_token) + self.image_tokens
+            record.input_tokens = int(self.prompt_bytes / self.engine.bytes_per_token) + self.image_tokens
             record.image_tokens = self.image_tokens
             record.output_tokens = reply.events

@@ -98,7 +98,7 @@ def _asked(flow: Flow, top: Top) -> _Asked:
         "persona_name": persona.name,
         "persona_limits": persona.limits,
         "price": persona.price,
-        "tokens_estimate": int(flow.body_bytes / engine.bytes_per_token) + flow.image_tokens + output,
+        "tokens_estimate": int(flow.prompt_bytes / engine.bytes_per_token) + flow.image_tokens + output,
         "images": flow.images,
         "output_estimate": output,
         "retry": identity.is_retry(flow.exchange.request.headers),

@@ -12,7 +12,7 @@ from calendar import timegm
 from dataclasses import dataclass, field
 from math import ceil, inf
 
-from lmtower.config.types import Limits, Price
+from lmtower.config.types import Limits
 from lmtower.ledger.windows import DAY, MINUTE, Entry, SlidingWindow
 
 MAX_RETRY_AFTER = 60
@@ -53,15 +53,6 @@ def kinds_of(limits: Limits) -> tuple[str, ...]:
     day = limits.tokens_per_day is not None or limits.images_per_day is not None
     spans = {"minute": minute, "day": day, "month": limits.money_per_month is not None}
     return tuple(span for span, used in spans.items() if used)
-
-
-def cost_of(price: Price | None, input_tokens: int, cached_tokens: int, output_tokens: int, images: int) -> float:
-    """Money for what a request used; ``cached_tokens`` are part of ``input_tokens``."""
-    if price is None:
-        return 0.0
-    cached = price.input if price.cached is None else price.cached
-    fresh = input_tokens - cached_tokens
-    return (fresh * price.input + cached_tokens * cached + output_tokens * price.output) / 1e6 + images * price.image
 
 
 def month_of(now: float) -> tuple[float, float]:

@@ -41,8 +41,9 @@ class Use:
 class History:
     """Use of the last minute, day and month, by (scope, name). Each account takes its own once."""
 
-    def __init__(self, uses: dict[tuple[str, str], Use]) -> None:
+    def __init__(self, uses: dict[tuple[str, str], Use], read_at: float) -> None:
         self._uses = uses
+        self._read_at = read_at
 
     def fill(self, account: Account) -> None:
         """Give a new account what it used before; nothing the second time."""
@@ -51,10 +52,19 @@ class History:
             use.fill(account, time.time())
 
     def replace(self, account: Account) -> None:
-        """Give an account that counts already what it used in the day and month, that use included."""
+        """Give an account that counts already what it used in the day and month, that use included.
+
+        What ended after the reading began may be counted twice, never not at all.
+        """
         found = Account(account.scope, account.name, account.limits)
         self.fill(found)
+        for window, own in ((found.tokens_day, account.tokens_day), (found.images_day, account.images_day)):
+            for at, amount in own.entries():
+                if at > self._read_at:
+                    window.add(at, amount)
         account.tokens_day, account.images_day = found.tokens_day, found.images_day
+        now = time.time()
+        found.spent = max(found.spent_in_month(now), account.spent_in_month(now))
         account.spent, account.month_end = found.spent, found.month_end
 
 
@@ -79,7 +89,7 @@ def read(database: Database, folder: Path, now: float, *, day: bool = True, mont
     _add_records(uses, waiting, now, begin)
     for use in uses.values():
         use.month = begin
-    return History(uses)
+    return History(uses, now)
 
 
 def _both(uses: dict[tuple[str, str], Use], client_id: str, persona: str) -> tuple[Use, Use]:

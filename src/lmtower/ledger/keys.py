@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lmtower.config.types import Limits
-from lmtower.errors import LedgerError
+from lmtower.errors import Refused, UnknownKey
 from lmtower.ledger.database import Database
 from lmtower.ledger.types import Client, KeyRow, NewKey
 
@@ -54,15 +54,21 @@ class KeyTable:
             return None
         return client
 
-    def refresh(self, database: Database) -> bool:
-        """Read the keys again if any process changed them. Blocks. Returns whether they were read."""
+    def refresh(self, database: Database, prepare: Callable[[Iterable[Client]], None] | None = None) -> bool:
+        """Read the keys again if any process changed them. Blocks. Returns whether they were read.
+
+        ``prepare`` gets them before anybody can find them.
+        """
         # The version is read first: a change in between is read once too often, never missed.
         rows = database.query("SELECT version FROM changes WHERE name = 'clients'")
         version = int(rows[0][0]) if rows else 0
         if version == self._version:
             return False
         found = database.query(f"SELECT {_COLUMNS} FROM clients WHERE revoked_at IS NULL")
-        self._clients = {bytes.fromhex(row[2]): _client(row) for row in found}
+        clients = {bytes.fromhex(row[2]): _client(row) for row in found}
+        if prepare is not None:
+            prepare(clients.values())
+        self._clients = clients
         self._version = version
         return True
 
@@ -79,8 +85,7 @@ def create(
 
     from lmtower.ledger.schema import clients
 
-    if not name.strip() or len(name) > 200 or not name.isprintable():
-        raise LedgerError(f"{name!r} is not a name for a key; use 1 to 200 printable characters")
+    _check_name(name)
     secret = new_secret()
     client = Client(
         id=f"key_{secrets.token_hex(8)}",
@@ -93,31 +98,62 @@ def create(
     )
     with database.writing() as connection:
         _bump(connection)
-        connection.execute(insert(clients).values(_row(client, secret)))
+        connection.execute(insert(clients).values(key_sha256=sha256(secret.encode()).hexdigest(), **_row(client)))
     return NewKey(client, secret)
 
 
 def revoke(database: Database, id_or_name: str) -> Client:
     """Revoke the one active key with that id, name, shown prefix or secret. Blocks. Raises LedgerError."""
-    from sqlalchemy import or_, select, update
+    with database.writing() as connection:
+        client = _active(connection, id_or_name)
+        _write(connection, client.id, revoked_at=time.time())
+    return client
+
+
+def change(database: Database, id_or_name: str, edit: Callable[[Client], Client]) -> Client:
+    """Replace what one active key may do by ``edit`` of it; its secret stays. Blocks. Raises LedgerError."""
+    with database.writing() as connection:
+        client = edit(_active(connection, id_or_name))
+        _check_name(client.name)
+        row = _row(client)
+        _write(
+            connection, client.id, **{column: row[column] for column in ("name", "personas", "limits", "expires_at")}
+        )
+    return client
+
+
+def _active(connection: Connection, id_or_name: str) -> Client:
+    """The one active key that is meant. Takes the write lock first: nobody changes it in between."""
+    from sqlalchemy import or_, select
 
     from lmtower.ledger.schema import clients
 
-    with database.writing() as connection:
-        _bump(connection)
-        wanted = or_(clients.c.id == id_or_name, clients.c.name == id_or_name, clients.c.prefix == id_or_name)
-        # The caller may hold the secret itself: then its hash finds it.
-        wanted = or_(wanted, clients.c.key_sha256 == sha256(id_or_name.encode("utf-8", "surrogatepass")).hexdigest())
-        columns = [clients.c[name] for name in _COLUMNS.split(", ")]
-        rows = connection.execute(select(*columns).where(wanted, clients.c.revoked_at.is_(None))).all()
-        if not rows:
-            shown = id_or_name[:_SHOWN] if id_or_name.startswith(PREFIX) else id_or_name
-            raise LedgerError(f"no active key has the id or name {shown!r}; `lmtower key list` shows them")
-        if len(rows) > 1:
-            ids = ", ".join(row[0] for row in rows)
-            raise LedgerError(f"{len(rows)} active keys match {id_or_name!r}; name one by its id: {ids}")
-        connection.execute(update(clients).where(clients.c.id == rows[0][0]).values(revoked_at=time.time()))
+    _bump(connection)
+    wanted = or_(clients.c.id == id_or_name, clients.c.name == id_or_name, clients.c.prefix == id_or_name)
+    # The caller may hold the secret itself: then its hash finds it.
+    wanted = or_(wanted, clients.c.key_sha256 == sha256(id_or_name.encode("utf-8", "surrogatepass")).hexdigest())
+    columns = [clients.c[name] for name in _COLUMNS.split(", ")]
+    rows = connection.execute(select(*columns).where(wanted, clients.c.revoked_at.is_(None))).all()
+    if not rows:
+        shown = id_or_name[:_SHOWN] if id_or_name.startswith(PREFIX) else id_or_name
+        raise UnknownKey(f"no active key has the id or name {shown!r}; `lmtower key list` shows them")
+    if len(rows) > 1:
+        ids = ", ".join(row[0] for row in rows)
+        raise UnknownKey(f"{len(rows)} active keys match {id_or_name!r}; name one by its id: {ids}")
     return _client(tuple(rows[0]))
+
+
+def _write(connection: Connection, key_id: str, **values: Any) -> None:
+    from sqlalchemy import update
+
+    from lmtower.ledger.schema import clients
+
+    connection.execute(update(clients).where(clients.c.id == key_id).values(**values))
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or len(name) > 200 or not name.isprintable():
+        raise Refused(f"{name!r} is not a name for a key; use 1 to 200 printable characters")
 
 
 def listed(database: Database) -> tuple[KeyRow, ...]:
@@ -139,11 +175,10 @@ def _bump(connection: Connection) -> None:
     connection.execute(update(changes).where(changes.c.name == "clients").values(version=changes.c.version + 1))
 
 
-def _row(client: Client, secret: str) -> dict[str, Any]:
+def _row(client: Client) -> dict[str, Any]:
     return {
         "id": client.id,
         "name": client.name,
-        "key_sha256": sha256(secret.encode()).hexdigest(),
         "prefix": client.prefix,
         "personas": None if client.personas is None else msgspec.json.encode(sorted(client.personas)).decode(),
         "limits": None if client.limits is None else client.limits.model_dump_json(exclude_none=True),

@@ -53,6 +53,7 @@ class Ledger:
         self._pending_since: float | None = drain.oldest_pending_time(self._folder)
         self._disk_failing = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._log = get_logger()
 
@@ -99,23 +100,42 @@ class Ledger:
         What was used before counts against limits that are new to this process. Blocks (reads the last day and
         month, only when something is limited). Raises LedgerError.
         """
-        # A key that is made later has no history, so of keys only those of now matter.
-        keys_limits = {f"key {client.id}": client.limits for client in self._keys.clients() if client.limits}
         personas_limits = {f"persona {name}": limits for name, limits in personas.items()}
-        wanted = {
-            (name, kind)
-            for name, limits in {**personas_limits, **keys_limits, "default": default}.items()
-            for kind in kinds_of(limits)
-        }
-        if wanted - self._limited and self._database.exists():
-            self._prepare()
-            day, month = (any(kind == span for _, kind in wanted) for span in ("day", "month"))
-            found = history.read(self._database, self._folder, time.time(), day=day, month=month)
-            self.limits.history = found.fill
+        wanted = _spans({**personas_limits, "default": default}) | _spans_of_keys(self._keys.clients())
+        if wanted - self._limited:
+            found = self._look_back(wanted)
             for account in self.limits.accounts():
                 found.replace(account)
         self._limited |= wanted
         self.limits.default = default
+        self.limits.follow(_limits_of(self._keys.clients()), personas)
+
+    def _follow_limits(self, clients: Iterable[Client]) -> None:
+        """Limits that a key gets while the tower runs count what it used before. Runs in the thread of the keys."""
+        wanted = _spans_of_keys(clients)
+        known = {f"key {client.id}" for client in self._keys.clients()}  # a new key has used nothing
+        changed = {name for name, _ in wanted - self._limited} & known
+        if changed and self._loop is not None:
+            found = self._look_back(wanted | self._limited)
+            self._loop.call_soon_threadsafe(self._take_over, found, changed)
+        self._limited |= wanted
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.limits.follow, _limits_of(clients))
+
+    def _take_over(self, found: history.History, names: set[str]) -> None:
+        for account in self.limits.accounts():
+            if f"{account.scope} {account.name}" in names:
+                found.replace(account)
+
+    def _look_back(self, wanted: set[tuple[str, str]]) -> history.History:
+        """What was used in the spans that are limited now; new accounts begin with it."""
+        if not self._database.exists():
+            return history.History({}, time.time())
+        self._prepare()
+        day, month = (any(kind == span for _, kind in wanted) for span in ("day", "month"))
+        found = history.read(self._database, self._folder, time.time(), day=day, month=month)
+        self.limits.history = found.fill
+        return found
 
     # Numbers for telemetry
 
@@ -154,6 +174,7 @@ class Ledger:
     async def start(self) -> None:
         """Begin to follow key changes and to drain the journal."""
         self._stopping.clear()
+        self._loop = asyncio.get_running_loop()
         await self.limits.start()
         self._tasks = [
             asyncio.create_task(self._repeat(self._follow_keys, KEY_POLL_SECONDS, "keys_not_read"), name="ledger-keys"),
@@ -202,11 +223,9 @@ class Ledger:
                 await asyncio.sleep(RETRY_SECONDS if failing and work == self._drain_if_needed else seconds)
 
     def _follow_keys(self) -> None:
-        if self._prepared:
-            self._keys.refresh(self._database)
-        elif self._database.exists() and self._database.is_current():
+        if self._prepared or (self._database.exists() and self._database.is_current()):
             self._prepared = True
-            self._keys.refresh(self._database)
+            self._keys.refresh(self._database, self._follow_limits)
 
     def _drain_if_needed(self) -> None:
         if self.lag_records:
@@ -249,7 +268,7 @@ class Ledger:
         """Make a key; its secret is in the answer and nowhere else. Blocks. Raises LedgerError."""
         self._prepare()
         made = keys.create(self._database, name, personas, limits, expires_at)
-        self._keys.refresh(self._database)
+        self._keys.refresh(self._database, self._follow_limits)
         return made
 
     def first_key(self, name: str) -> str | None:
@@ -266,8 +285,27 @@ class Ledger:
         """Revoke one key; every tower sees it within a second. Blocks. Raises LedgerError."""
         self._prepare()
         client = keys.revoke(self._database, id_or_name)
-        self._keys.refresh(self._database)
+        self._keys.refresh(self._database, self._follow_limits)
         return client
+
+    def change_key(self, id_or_name: str, edit: Callable[[Client], Client]) -> Client:
+        """Change one key's name, personas, limits or end; towers see it within a second. Blocks. Raises LedgerError."""
+        self._prepare()
+        client = keys.change(self._database, id_or_name, edit)
+        self._keys.refresh(self._database, self._follow_limits)
+        return client
+
+
+def _limits_of(clients: Iterable[Client]) -> dict[str, Limits | None]:
+    return {client.id: client.limits for client in clients}
+
+
+def _spans(limits: Mapping[str, Limits]) -> set[tuple[str, str]]:
+    return {(name, span) for name, each in limits.items() for span in kinds_of(each)}
+
+
+def _spans_of_keys(clients: Iterable[Client]) -> set[tuple[str, str]]:
+    return _spans({f"key {client.id}": client.limits for client in clients if client.limits})
 
 
 def _limits(redis: str | None) -> LocalLimits:

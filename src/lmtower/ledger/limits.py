@@ -6,11 +6,11 @@ No ``await`` anywhere: a check and its reservation cannot be interleaved with an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lmtower.config.types import Limits, Price
-from lmtower.ledger.accounts import Account, LimitRefusal, cost_of, is_unlimited
+from lmtower.ledger.accounts import Account, LimitRefusal, is_unlimited
 from lmtower.ledger.headers import Dialect, limit_headers
 from lmtower.ledger.types import Client
 from lmtower.ledger.windows import Entry
@@ -19,6 +19,7 @@ RETRY_SECONDS = 600.0
 MAX_RETRIES = 5
 """Repeats of one request that are not counted again. A client that lies in its retry header gains no more."""
 _MAX_SEEN = 20_000
+_UNLIMITED = Limits()
 
 
 class Reservation:
@@ -133,7 +134,7 @@ class LocalLimits:
             return reservation.cost
         reservation.done = True
         if reservation.price is not None:
-            reservation.cost = cost_of(reservation.price, input_tokens, cached_tokens, output_tokens, images)
+            reservation.cost = reservation.price.of(input_tokens, cached_tokens, output_tokens, images)
         if reservation.accounts:
             if now is None:
                 now = time.time()
@@ -180,6 +181,16 @@ class LocalLimits:
         """Rate-limit headers for the answer to that request; empty when nothing is limited."""
         return limit_headers(held.accounts, dialect, time.time() if now is None else now) if held.accounts else []
 
+    def follow(self, keys: Mapping[str, Limits | None], personas: Mapping[str, Limits] | None = None) -> None:
+        """Take changed limits over into the accounts that there are, before their next request comes: what is told
+        of them (metrics, alerts) follows at once. ``keys`` is by id; None: personas are as before."""
+        for name, account in self._keys.items():
+            own = keys.get(name)
+            account.limits = self.default if own is None else own
+        if personas is not None:
+            for name, account in self._personas.items():
+                account.limits = personas.get(name, _UNLIMITED)
+
     def accounts(self) -> tuple[Account, ...]:
         """Every account that was asked for since the start (for metrics: use against limit)."""
         return (*self._keys.values(), *self._personas.values())
@@ -220,4 +231,4 @@ def dearest(price: Price, tokens: int, output: int | None, images: int) -> float
     """The most that a request with these estimates can cost."""
     if output is None:
         return tokens * max(price.input, price.output, price.cached or 0.0) / 1e6 + images * price.image
-    return cost_of(price, tokens - output, 0, output, images)
+    return price.of(tokens - output, 0, output, images)
