@@ -57,6 +57,8 @@ class FakeEngine:
         self.connections_made = 0
         self.running = self.waiting = self.most_running = 0
         self.totals = {"input": 0, "cached": 0, "output": 0}
+        self.kv_cache_usage = 0.0
+        self.preemptions = 0
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()
         self.slots = asyncio.Semaphore(sequences or 1_000_000)
@@ -187,12 +189,12 @@ class FakeEngine:
         values = [
             ("num_requests_running", "gauge", self.running),
             ("num_requests_waiting", "gauge", self.waiting),
-            ("kv_cache_usage_perc", "gauge", 0.0),
+            ("kv_cache_usage_perc", "gauge", self.kv_cache_usage),
             ("prefix_cache_queries_total", "counter", queries),
             ("prefix_cache_hits_total", "counter", hits),
             ("prompt_tokens_total", "counter", queries),
             ("generation_tokens_total", "counter", self.totals["output"]),
-            ("num_preemptions_total", "counter", 0),
+            ("num_preemptions_total", "counter", self.preemptions),
             ("request_success_total", "counter", len(self.requests)),
         ]
         lines = []

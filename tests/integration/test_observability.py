@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import sqlite3
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -77,7 +84,8 @@ def tower(tmp_path: Path, node: tuple[str, FakeProc], fake: FakeEngine, ports: C
             "nodes": {"local": {"agent": node[0]}},
             "engines": {
                 "fake": {"url": fake.url, "model": "fake-model", "recipe": "qwen3", "slots": 4},
-                "mini": {"model": "bundled:smollm2", "node": "local", "context": 2048, "sequences": 1},
+                "narrow": {"url": fake.url, "model": "fake-model", "slots": 1, "lanes": {"deadline": "1s"}},
+                "mini": {"model": "bundled:smollm2", "node": "local", "context": 2048, "sequences": 1, "port": ports()},
             },
             "personas": {
                 "plan": {
@@ -87,6 +95,7 @@ def tower(tmp_path: Path, node: tuple[str, FakeProc], fake: FakeEngine, ports: C
                     "price": {"input": 1, "output": 2},
                 },
                 "agent": {"engine": "fake", "tools": "strict", "lane": "agent"},
+                "slow": {"engine": "narrow"},
                 "mini": {"engine": "mini", "lane": "batch"},
             },
             "limits": {"tokens_per_day": "100m"},
@@ -121,7 +130,7 @@ class Load:
         with httpx.Client(base_url=self._tower.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
             while not self._stop.wait(0.1):
                 for persona, more in (
-                    ("plan", {"stream": True}),
+                    ("plan", {"stream": True, "user": "ann"}),
                     ("agent", {"tools": [WEATHER]}),
                     ("mini", {"max_tokens": 4}),
                 ):
@@ -131,7 +140,7 @@ class Load:
 
 def wait_for_targets(prometheus: Prometheus) -> None:
     """All four jobs answer."""
-    wanted = {"lmtower", "external/fake", "llamacpp/mini", "lmtower-node/local"}
+    wanted = {"lmtower", "external/fake", "external/narrow", "llamacpp/mini", "lmtower-node/local"}
     prometheus.until("targets", lambda: {n for n, health in prometheus.up().items() if health == "up"} == wanted)
 
 
@@ -162,7 +171,7 @@ def test_every_panel_query_returns_data(
         assert prometheus.exemplars("lmtower_ttft_seconds_bucket") & listed
 
 
-def test_alerts_fire_on_their_fault_and_clear_after(
+def test_alerts_of_the_engines_fire_on_their_fault_and_clear_after(
     tower: Tower,
     fake: FakeEngine,
     node: tuple[str, FakeProc],
@@ -170,24 +179,142 @@ def test_alerts_fire_on_their_fault_and_clear_after(
     prometheus_program: str,
     ports: Callable[[], int],
 ) -> None:
-    """A dead engine, a node short of memory, a wrong tower file: each rings its bell, and stops ringing."""
-    proc = node[1]
+    """Full KV cache, preemptions, rejected tool calls, missed deadlines, memory, a cold cache, a death."""
+    proc, file = node[1], tmp_path / "tower.yaml"
     with running_prometheus(
         prometheus_program, tmp_path / "prom", f"127.0.0.1:{tower.port + 1}", ports()
     ) as prometheus:
         wait_for_targets(prometheus)
+        with Load(tower):
+            warm = 'persona:lmtower_prefix_hit:ratio_rate5m{persona="plan"} offset 40s > 0.5'
+            prometheus.until("a warm hour", lambda: prometheus.values(warm), 120)
+            good = file.read_text()
+            file.write_text(good.replace("You plan.", "You plan anew."))
+            tower.ok("reload")
+            fake.clear()
+            bad = [ToolCall("no_such_tool", '{"city": ')]
+            fake.script(text="one two three four", delay=0.01, input_tokens=2000, cached_tokens=0)
+            fake.script(tool_calls=bad, when=lambda request: bool(request.json.get("tools")))
+            fake.script(text="slow", first_delay=4, when=lambda request: "slow" in request.raw.decode())
+            fake.kv_cache_usage, fake.preemptions = 0.99, 50
+            proc.set(available=6 * GIB, stalled=0.4)
+            wanted = {
+                "KvCacheFull", "Preemptions", "PrefixHitRateHalved", "ToolCallsRejected", "MemoryUnderReserve",
+                "MemoryPressure", "QueueDeadlineMissed",
+            }  # fmt: skip
+
+            def all_seen() -> bool:
+                with ThreadPoolExecutor(2) as pool:  # one slot: the second waits longer than the lane's deadline
+                    list(pool.map(lambda _: tower.chat("slow", "slow"), "ab"))
+                seen.update(prometheus.firing())
+                return wanted <= seen
+
+            seen: set[str] = set()
+            try:
+                prometheus.until("alerts", all_seen, 150)
+            except AssertionError as error:
+                raise AssertionError(wanted - seen) from error
+            assert "EngineDown" not in seen
+            fake.crash()
+            prometheus.until("the death", lambda: "EngineDown" in prometheus.firing(), 90)
+            fake.restart()
+            fake.clear()
+            fake.script(text="one two three four", delay=0.01, input_tokens=2000, cached_tokens=1500)
+            fake.kv_cache_usage = 0.1
+            proc.set(available=60 * GIB)
+            prometheus.until("calm", lambda: not prometheus.firing(), 150)
+
+
+def test_alerts_of_the_tower_fire_on_their_fault_and_clear_after(
+    tower: Tower, tmp_path: Path, prometheus_program: str, ports: Callable[[], int]
+) -> None:
+    """Budgets near and spent, a late event loop, a database that is locked, a wrong tower file."""
+    keys = {
+        name: tower.ok("key", "create", name, "--tokens-per-day", limit).strip().splitlines()[-1]
+        for name, limit in (("near", "2400"), ("spent", "2000"))
+    }
+    pid = json.loads((tower.folder / "data/tower.json").read_text())["pid"]
+    with running_prometheus(
+        prometheus_program, tmp_path / "prom", f"127.0.0.1:{tower.port + 1}", ports()
+    ) as prometheus:
+        wait_for_targets(prometheus)
+        for key in keys.values():
+            tower.until("the key", lambda key=key: _ask(tower, key).status_code == 200, 20)
+        wanted = {"BudgetNearlySpent", "BudgetSpent"}
+        prometheus.until("budgets", lambda: wanted <= prometheus.firing(), 60)
+        refused = _ask(tower, keys["spent"])
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        with _stuttering(pid):
+            prometheus.until("lag", lambda: "EventLoopLag" in prometheus.firing(), 60)
+        for name in keys:
+            tower.ok("key", "update", name, "--tokens-per-day", "1m")
         good = (tmp_path / "tower.yaml").read_text()
-        fake.crash()
-        proc.set(available=6 * GIB, stalled=0.4)
         (tmp_path / "tower.yaml").write_text(good.replace("qwen3", "no-such-recipe"))
         tower.run("reload")
-        wanted = {"EngineDown", "MemoryUnderReserve", "ReloadFailed"}
-        prometheus.until("alerts", lambda: wanted <= prometheus.firing(), 90)
-        fake.restart()
-        proc.set(available=60 * GIB)
+        with closing(sqlite3.connect(tower.folder / "data/ledger.db", isolation_level=None)) as locked:
+            locked.execute("BEGIN EXCLUSIVE")
+            assert tower.chat("plan")[0] == 200
+            wanted = {"JournalLag", "ReloadFailed"}
+            prometheus.until("the database", lambda: wanted <= prometheus.firing(), 150)
         (tmp_path / "tower.yaml").write_text(good)
         tower.ok("reload")
-        prometheus.until("calm", lambda: not prometheus.firing(), 90)
+        prometheus.until("calm", lambda: not prometheus.firing(), 120)
+
+
+def test_certificate_that_ends_soon_rings_until_it_is_renewed(
+    tmp_path: Path, fake: FakeEngine, prometheus_program: str, ports: Callable[[], int]
+) -> None:
+    """Five days are too few; the renewed file is seen without a restart."""
+    made = Tower(tmp_path, ports(), {})
+    made.key = "not used"
+    tls = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    _certificate(tls, 5)
+    gateway = {"listen": f"127.0.0.1:{made.port}", "admin": f"127.0.0.1:{made.port + 1}", "tls": tls}
+    engines = {"fake": {"url": fake.url, "model": "fake-model"}}
+    made.write({"gateway": gateway, "engines": engines, "personas": {"plan": {"engine": "fake"}}})
+    try:
+        made.up()
+        with running_prometheus(
+            prometheus_program, tmp_path / "prom", f"127.0.0.1:{made.port + 1}", ports()
+        ) as prometheus:
+            prometheus.until("the bell", lambda: "CertificateExpires" in prometheus.firing(), 60)
+            _certificate(tls, 90)
+            prometheus.until("calm", lambda: prometheus.up() and not prometheus.firing(), 60)
+    finally:
+        made.run("down", "--yes")
+
+
+def _ask(tower: Tower, key: str) -> httpx.Response:
+    body = {"model": "plan", "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.post(f"{tower.url}/v1/chat/completions", json=body, headers=headers, timeout=60, trust_env=False)
+
+
+@contextmanager
+def _stuttering(pid: int) -> Iterator[None]:
+    """The process is stopped for half a second, again and again: so its event loop is late."""
+    end = threading.Event()
+
+    def stutter() -> None:
+        while not end.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            end.wait(0.5)
+            os.kill(pid, signal.SIGCONT)
+            end.wait(0.3)
+
+    thread = threading.Thread(target=stutter)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+        os.kill(pid, signal.SIGCONT)
+
+
+def _certificate(tls: Mapping[str, str], days: int) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days), "-subj", "/CN=tower"]
+    subprocess.run([*command, "-keyout", tls["key"], "-out", tls["cert"]], check=True, capture_output=True)
 
 
 def test_watchdog_holds_lanes_and_stops_the_engine_of_its_node(tower: Tower, node: tuple[str, FakeProc]) -> None:
@@ -214,6 +341,6 @@ def test_watchdog_holds_lanes_and_stops_the_engine_of_its_node(tower: Tower, nod
     watchdog.step()
     engines = {each["name"]: each for each in tower.admin("/admin/status")["engines"]}
     assert engines["mini"]["held"] == ["batch", "default"]
-    tower.until("stop", lambda: tower.admin("/admin/status")["engines"][1]["state"] != "ready")
+    tower.until("stop", lambda: tower.admin("/admin/status")["engines"][2]["state"] != "ready")
     assert tower.chat("plan")[0] == 200
     assert watchdog.reading.actions["stop"] == 1

@@ -27,7 +27,8 @@ class FakeProc:
         (self.path / "meminfo").write_text(text + "HugePages_Total:       0\n")
         if self._has_pressure:
             (self.path / "pressure").mkdir(exist_ok=True)
-            some = f"some avg10={stalled * 100:.2f} avg60=1.50 avg300=0.25 total=2500000\n"
+            minute = stalled * 100 if stalled >= 0.4 else 1.5
+            some = f"some avg10={stalled * 100:.2f} avg60={minute:.2f} avg300=0.25 total=2500000\n"
             (self.path / "pressure/memory").write_text(some + "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
             (self.path / "pressure/cpu").write_text("some avg10=3.00 avg60=2.00 avg300=1.00 total=9000000\n")
 

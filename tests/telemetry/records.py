@@ -12,6 +12,7 @@ class Record:
     request_id: str = "req-1"
     time: float = 1_800_000_000.0
     client: str = "alice"
+    end_user: str = ""
     persona: str = "nemotron-plan"
     engine: str = "nemotron"
     lane: str = "default"

@@ -49,7 +49,7 @@ def full() -> Metrics:
     """Metrics with something in every family."""
     metrics = Metrics(state=lambda: STATE, version="1.2.3")
     metrics.finished(Record())
-    metrics.finished(Record(client='we"ird\\\n', outcome="error", ttft_seconds=None))
+    metrics.finished(Record(client='we"ird\\\n', outcome="error", ttft_seconds=None, end_user="ann"))
     for family in families.EVENTS:
         metrics.count(family, *("x" for _ in family.labels))
     return metrics
@@ -153,11 +153,15 @@ def test_refusals_are_read_from_the_state() -> None:
 
 def test_known_events_are_zero_before_they_happen() -> None:
     """``increase()`` sees the first event only if there was a zero before it."""
-    _, body = Metrics(state=lambda: STATE).render()
+    metrics = Metrics(state=lambda: STATE)
+    metrics.finished(Record())
+    _, body = metrics.render()
+    whose = 'client="alice",persona="nemotron-plan",engine="nemotron"'
     for line in (
         'lmtower_auth_failures_total{reason="unknown_key"} 0',
         'lmtower_config_reloads_total{result="failed"} 0',
-        'lmtower_upstream_cancelled_total{engine="nemotron"} 0',
+        f"lmtower_upstream_cancelled_total{{{whose}}} 0",
+        f'lmtower_upstream_retries_total{{{whose},reason="connection"}} 0',
     ):
         assert line in body.decode()
 

@@ -6,11 +6,13 @@ import json
 import re
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from lmtower.telemetry import families, grafana, rules
 from lmtower.telemetry.dashboards import BOARDS
 from lmtower.telemetry.dashboards.panels import Board
+from tests.telemetry.dashboard_schema import SCHEMA
 
 boards = pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
 METRIC = re.compile(r"\b(lmtower_[a-z_]+|[a-z]+:[a-z_]+:[a-z0-9_]+)")
@@ -33,6 +35,23 @@ def known_metrics() -> set[str]:
 def test_there_are_four_boards_with_their_own_uids() -> None:
     """Grafana overwrites by uid: two equal ones would be one dashboard."""
     assert len({board.uid for board in BOARDS}) == 4
+
+
+@boards
+def test_dashboard_has_the_shape_that_grafana_reads(board: Board) -> None:
+    """Its JSON Schema holds; a unit that Grafana does not know, or a field in the wrong place, would be found."""
+    rendered = grafana.render(board)
+    validator = jsonschema_rs.validator_for(SCHEMA)
+    assert [f"{list(error.instance_path)}: {error.message}" for error in validator.iter_errors(rendered)] == []
+    for break_it in (
+        lambda panel: panel["fieldConfig"]["defaults"].update(unit="tokens"),
+        lambda panel: panel.update(expr="up"),
+        lambda panel: panel["targets"].clear(),
+        lambda panel: panel["gridPos"].update(x="0"),
+    ):
+        broken = json.loads(json.dumps(rendered))
+        break_it(broken["panels"][1])
+        assert not validator.is_valid(broken)
 
 
 @boards

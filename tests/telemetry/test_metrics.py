@@ -38,6 +38,30 @@ class Clock:
         return self.now
 
 
+def test_end_users_are_counted_under_their_client() -> None:
+    """Two clients may have users of one name; a request that names nobody counts nobody."""
+    metrics = Metrics()
+    for client, user in (("webui", "ann"), ("webui", "ann"), ("webui", "bo"), ("bot", "ann"), ("bot", "")):
+        metrics.finished(Record(client=client, end_user=user, images=1, image_tokens=70))
+    ann = {"client": "webui", "end_user": "ann"}
+    assert total(metrics, "lmtower_end_user_requests_total", **ann) == 2
+    kinds = {"input": 4000, "cached": 3000, "image": 140, "output": 600}
+    assert {kind: total(metrics, "lmtower_end_user_tokens_total", kind=kind, **ann) for kind in kinds} == kinds
+    assert total(metrics, "lmtower_end_user_images_total", **ann) == 2
+    assert total(metrics, "lmtower_end_user_cost_total", **ann) == pytest.approx(0.02)
+    assert total(metrics, "lmtower_end_user_requests_total") == 4
+
+
+def test_end_users_are_bounded_and_none_is_lost() -> None:
+    """A client that invents a user per request fills the table once; the rest is `other`, and sums stay true."""
+    metrics = Metrics(max_clients=3)
+    for number in range(1000):
+        metrics.finished(Record(client=f"c{number % 7}", end_user=f"user-{number}"))
+    assert len(values(metrics, "lmtower_end_user_requests_total")) <= 200 + 4
+    assert total(metrics, "lmtower_end_user_requests_total") == 1000
+    assert total(metrics, "lmtower_end_user_requests_total", end_user="other") >= 790
+
+
 def test_finished_request_counts_every_field() -> None:
     """One record adds its outcome, tokens, images, tool calls, retry and cost to its own series."""
     metrics = Metrics()
@@ -202,7 +226,7 @@ def test_event_is_counted_by_its_labels() -> None:
     metrics = Metrics()
     metrics.count(families.AUTH_FAILURES, "unknown_key")
     metrics.count(families.AUTH_FAILURES, "unknown_key", by=2)
-    metrics.count(families.UPSTREAM_RETRIES, "nemotron", "connection")
+    metrics.count(families.UPSTREAM_RETRIES, "alice", "plan", "nemotron", "connection")
     assert total(metrics, "lmtower_auth_failures_total", reason="unknown_key") == 3
     assert total(metrics, "lmtower_upstream_retries_total", engine="nemotron", reason="connection") == 1
 

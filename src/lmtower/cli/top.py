@@ -7,6 +7,7 @@ import json
 import select
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -15,12 +16,14 @@ from urllib.parse import urlsplit
 import typer
 
 from lmtower.cli.globals import Globals
+from lmtower.errors import NodeError
 
 if TYPE_CHECKING:
     from lmtower.cli.admin import Admin
     from lmtower.cli.top_data import Look, Memory
 
 _AGENT_SECONDS = 1.0
+_RATE_SECONDS = 10.0
 
 
 def top(
@@ -30,7 +33,8 @@ def top(
 ) -> None:
     """Engines, personas, tokens per second, queues, hit rates and memory, live.
 
-    The queue column counts interactive/agent/default/batch. Memory comes from the node agents. `q` ends it.
+    The queue column counts interactive/agent/default/batch. Rates are over ten seconds. Memory comes from the node
+    agents; without one it is this machine's. `q` ends it.
     """
     from rich.console import Console
     from rich.live import Live
@@ -46,12 +50,15 @@ def top(
         time.sleep(every)  # a rate needs two looks
         console.print(screen(frame(last, look(admin)), console.height))
         return
+    looks = deque([last])
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         live.update(screen(frame(None, last), console.height), refresh=True)
         while pressed(every) not in ("q", "Q", "\x03"):
-            now = look(admin)
-            live.update(screen(frame(last, now), console.height), refresh=True)
-            last = now
+            looks.append(look(admin))
+            # tokens are counted when an answer ends: over a moment, rates would be zero and then huge
+            while len(looks) > 2 and looks[1].at <= looks[-1].at - _RATE_SECONDS:
+                looks.popleft()
+            live.update(screen(frame(looks[0], looks[-1]), console.height), refresh=True)
 
 
 def look(admin: Admin) -> Look:
@@ -63,7 +70,7 @@ def look(admin: Admin) -> Look:
         (each["labels"]["node"], each["targets"][0]) for each in targets if each["labels"].get("job") == "lmtower-node"
     ]
     memory = [found for node, address in agents if (found := _memory(node, address)) is not None]
-    return Look(time.monotonic(), status, read_counters(page), tuple(memory))
+    return Look(time.monotonic(), status, read_counters(page), tuple(memory) or _own_memory(admin.address))
 
 
 def _memory(node: str, address: str) -> Memory | None:
@@ -80,6 +87,20 @@ def _memory(node: str, address: str) -> Memory | None:
         return None
     finally:
         connection.close()
+
+
+def _own_memory(address: str) -> tuple[Memory, ...]:
+    """This machine's, when the tower runs on it and no node agent tells more."""
+    from lmtower.cli.top_data import Memory
+    from lmtower.nodes.agent_memory import read_memory
+
+    if address.rpartition(":")[0].strip("[]") not in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", ""):
+        return ()
+    try:
+        found = read_memory()
+    except NodeError:  # no /proc here
+        return ()
+    return (Memory("this host", found.total_bytes, found.available_bytes),)
 
 
 class _Keyboard:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmtower.telemetry import families, process
 from lmtower.telemetry.families import OUTCOMES, TOOL_RESULTS, Family
-from lmtower.telemetry.series import CacheSplit, Finished, Series
+from lmtower.telemetry.series import CacheSplit, EndUser, Finished, Series
 from lmtower.telemetry.state import CIRCUITS, ENGINE_CONDITIONS, TowerState
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
@@ -53,6 +53,7 @@ class Page:
     def parts(
         self,
         series: list[Series],
+        end_users: Mapping[tuple[str, str], EndUser],
         splits: Mapping[tuple[str, str], CacheSplit],
         events: Mapping[Family, Mapping[tuple[str, ...], int]],
         state: TowerState,
@@ -62,9 +63,11 @@ class Page:
         """The page, one family after the other."""
         labels = [label_text(families.REQUEST, one.key) for one in series]
         yield from self._request_counters(series, labels)
+        for family, read in _END_USERS:
+            yield self._samples(family, (row for who, one in end_users.items() for row in read(who, one)))
         yield from self._histograms(series, labels)
         yield self._cache_split(splits)
-        expected = _expected_events(state, named)
+        expected = _expected_events(state, named, sorted({(one.key[1], one.key[0], one.key[2]) for one in series}))
         for family, values in events.items():
             zeros = dict.fromkeys(expected.get(family, ()), 0)
             yield self._samples(family, sorted({**zeros, **values}.items()))
@@ -172,6 +175,19 @@ _COUNTERS: tuple[tuple[Family, Callable[[Series], float]], ...] = (
     (families.COST, lambda one: one.cost),
 )
 
+
+def _end_user_tokens(who: tuple[str, str], one: EndUser) -> list[Sample]:
+    kinds = (("input", one.input_tokens), ("cached", one.cached_tokens), ("image", one.image_tokens))
+    return [((*who, kind), value) for kind, value in (*kinds, ("output", one.output_tokens))]
+
+
+_END_USERS: tuple[tuple[Family, Callable[[tuple[str, str], EndUser], list[Sample]]], ...] = (
+    (families.END_USER_REQUESTS, lambda who, one: [(who, one.requests)]),
+    (families.END_USER_TOKENS, _end_user_tokens),
+    (families.END_USER_IMAGES, lambda who, one: [(who, one.images)]),
+    (families.END_USER_COST, lambda who, one: [(who, one.cost)]),
+)
+
 _Read = Callable[[Series], tuple[list[int], float, list[Finished | None] | None]]
 _HISTOGRAMS: tuple[tuple[Family, _Read, Callable[[Finished], float]], ...] = (
     (families.QUEUE, lambda one: (one.queue, one.queue_sum, one.queue_last), lambda record: record.queue_seconds),
@@ -185,14 +201,15 @@ _HISTOGRAMS: tuple[tuple[Family, _Read, Callable[[Finished], float]], ...] = (
 )
 
 
-def _expected_events(state: TowerState, named: Collection[str]) -> dict[Family, list[tuple[str, ...]]]:
+def _expected_events(
+    state: TowerState, named: Collection[str], whose: Collection[tuple[str, str, str]]
+) -> dict[Family, list[tuple[str, ...]]]:
     """Counters that are shown as 0 before the first event, because ``increase()`` cannot see a series begin at 1."""
-    engines = [one.engine for one in state.engines]
     return {
         families.AUTH_FAILURES: [(reason,) for reason in families.AUTH_REASONS],
         families.RELOADS: [(result,) for result in families.RELOAD_RESULTS],
-        families.UPSTREAM_CANCELLED: [(engine,) for engine in engines],
-        families.UPSTREAM_RETRIES: [(engine, why) for engine in engines for why in families.RETRY_REASONS],
+        families.UPSTREAM_CANCELLED: list(whose),
+        families.UPSTREAM_RETRIES: [(*one, why) for one in whose for why in families.RETRY_REASONS],
         families.LIMIT_REFUSALS: [(one.client, one.limit) for one in state.budgets if one.client in named],
     }
 

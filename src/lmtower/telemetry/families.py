@@ -63,6 +63,17 @@ COLD = _request("cold_requests", "Prompts of 1024 tokens or more of which less t
 WITHIN_TARGET = _request("ttft_within_target", "Answers whose first token came within the persona's ttft_target.")
 COST = _request("cost", "Spend by the persona's price table, in its currency.")
 
+END_USER = ("client", "end_user")
+END_USER_REQUESTS = Family("lmtower_end_user_requests", "counter", "Finished requests by end user.", END_USER)
+END_USER_TOKENS = Family(
+    "lmtower_end_user_tokens",
+    "counter",
+    "Tokens by end user: input (all), cached and image (parts of it), output.",
+    (*END_USER, "kind"),
+)
+END_USER_IMAGES = Family("lmtower_end_user_images", "counter", "Images by end user.", END_USER)
+END_USER_COST = Family("lmtower_end_user_cost", "counter", "Spend by end user, as lmtower_cost.", END_USER)
+
 QUEUE = _latency("queue", "Time from arrival to admission.", QUEUE_BUCKETS)
 TTFT = _latency("ttft", "Time from arrival to the first token.", TTFT_BUCKETS)
 INTER_TOKEN = _latency("inter_token", "Mean time between two tokens of a streamed answer.", INTER_TOKEN_BUCKETS)
@@ -74,11 +85,12 @@ TTFT_BY_CACHE = _latency(
     ("persona", "engine", "cache"),
 )
 
+WHOSE = ("client", "persona", "engine")
 UPSTREAM_CANCELLED = Family(
-    "lmtower_upstream_cancelled", "counter", "Upstream requests that the gateway cancelled.", ("engine",)
+    "lmtower_upstream_cancelled", "counter", "Upstream requests that the gateway cancelled.", WHOSE
 )
 UPSTREAM_RETRIES = Family(
-    "lmtower_upstream_retries", "counter", "Upstream requests that the gateway sent again.", ("engine", "reason")
+    "lmtower_upstream_retries", "counter", "Upstream requests that the gateway sent again.", (*WHOSE, "reason")
 )
 QUEUE_REFUSALS = Family(
     "lmtower_queue_refusals",
@@ -146,6 +158,10 @@ FAMILIES: tuple[Family, ...] = (
     COLD,
     WITHIN_TARGET,
     COST,
+    END_USER_REQUESTS,
+    END_USER_TOKENS,
+    END_USER_IMAGES,
+    END_USER_COST,
     *HISTOGRAMS,
     TTFT_BY_CACHE,
     *EVENTS,

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from lmtower.errors import TowerError
 from lmtower.telemetry import exposition
 from lmtower.telemetry.families import EVENTS, Family
-from lmtower.telemetry.series import CacheSplit, Finished, Series
+from lmtower.telemetry.series import CacheSplit, EndUser, Finished, Series
 from lmtower.telemetry.state import TowerState
 
 OTHER = "other"
 _MAX_PERSONAS = 500  # personas come from the tower file; the cap holds even if a caller passes clients' text
+_MAX_END_USERS = 200  # first come, first served; the rest of each client is counted as other
 _PROMOTION_SECONDS = 3600.0
 _PROMOTION_FACTOR = 2
 
@@ -44,6 +45,7 @@ class Metrics:
         self.last_render_seconds = 0.0
         self._clock = clock
         self._series: dict[tuple[str, str, str, str], Series] = {}
+        self._end_users: dict[tuple[str, str], EndUser] = {}
         self._splits: dict[tuple[str, str], CacheSplit] = {}
         self._targets: Mapping[str, float] = {}
         self._named: dict[str, None] = {}  # clients with series of their own, first come first
@@ -66,6 +68,18 @@ class Metrics:
             if series.key[1] == OTHER:
                 self._note_waiting(record.client)
         series.finished(record)
+        if record.end_user:
+            self._end_user(series.key[1], record.end_user).finished(record)
+
+    def _end_user(self, client: str, name: str) -> EndUser:
+        known = self._end_users
+        found = known.get((client, name))
+        if found is None:
+            key = (client, name) if len(known) < _MAX_END_USERS else (client, OTHER)
+            found = known.get(key)
+            if found is None:
+                found = known[key] = EndUser()
+        return found
 
     def series(self, persona: str | None, client: str | None, engine: str | None, lane: str | None) -> Series:
         """The series for these labels. Keep it for a request and call ``inter_token(seconds)`` on it per chunk."""
@@ -101,7 +115,13 @@ class Metrics:
         spent = 0.0
         page = exposition.Page(openmetrics)
         parts = page.parts(
-            list(self._series.values()), self._splits, self._events, self.state(), self._own_gauges(), self._named
+            list(self._series.values()),
+            self._end_users,
+            self._splits,
+            self._events,
+            self.state(),
+            self._own_gauges(),
+            self._named,
         )
         while True:
             started = self._clock()
@@ -161,6 +181,8 @@ class Metrics:
         del self._named[client]
         for key in [key for key in self._series if key[1] == client]:
             del self._series[key]
+        for pair in [pair for pair in self._end_users if pair[0] == client]:
+            del self._end_users[pair]
         for family, values in self._events.items():
             if family.labels[:1] == ("client",):
                 for labels in [labels for labels in values if labels[0] == client]:

@@ -30,6 +30,8 @@ class Finished(Protocol):
     @property
     def client(self) -> str: ...
     @property
+    def end_user(self) -> str: ...
+    @property
     def persona(self) -> str: ...
     @property
     def engine(self) -> str: ...
@@ -83,6 +85,27 @@ class CacheSplit:
         self.warm_sum = 0.0
         self.cold = [0] * (len(TTFT_BUCKETS) + 1)
         self.cold_sum = 0.0
+
+
+class EndUser:
+    """What one person behind a client's key used."""
+
+    __slots__ = ("cached_tokens", "cost", "image_tokens", "images", "input_tokens", "output_tokens", "requests")
+
+    def __init__(self) -> None:
+        self.requests = self.input_tokens = self.cached_tokens = self.image_tokens = self.output_tokens = 0
+        self.images = 0
+        self.cost = 0.0
+
+    def finished(self, record: Finished) -> None:
+        """Count one finished request."""
+        self.requests += 1
+        self.input_tokens += record.input_tokens
+        self.cached_tokens += record.cached_tokens
+        self.image_tokens += record.image_tokens
+        self.output_tokens += record.output_tokens
+        self.images += record.images
+        self.cost += record.cost
 
 
 class Series:

@@ -13,10 +13,10 @@ from lmtower.telemetry.dashboards.panels import (
     Panel,
     Query,
     Row,
+    hit_rate,
     increase,
     quantile,
     rate,
-    share,
 )
 
 
@@ -31,13 +31,26 @@ def _by_client(title: str, metric: str, description: str, unit: str = "short") -
     )
 
 
+def _by_end_user(title: str, metric: str, description: str, unit: str = "short", more: str = "") -> Panel:
+    top = f"topk(20, {increase(metric, CLIENT_ONLY + more, 'client, end_user')})"
+    return Panel(
+        title,
+        description,
+        (Query(top, "{{end_user}} ({{client}})", instant=True),),
+        unit,
+        "bargauge",
+        width=6,
+        empty="no client names its users",
+    )
+
+
 _TOTALS = Row(
     "Over the range, by client",
     (
         _by_client("Requests", "lmtower_requests_total", "Finished requests of every outcome."),
         _by_client("Input tokens", "lmtower_input_tokens_total", "Prompt tokens, cached ones included."),
         _by_client("Output tokens", "lmtower_output_tokens_total", "Generated tokens, reasoning included."),
-        _by_client("Cost", "lmtower_cost_total", "By the price tables of the personas.", "currencyUSD"),
+        _by_client("Cost", "lmtower_cost_total", "By the price tables of the personas.", "short"),
     ),
 )
 
@@ -72,15 +85,7 @@ _TIME = Row(
         Panel(
             "Prefix hit rate",
             "Cached share of the client's prompt tokens.",
-            (
-                Query(
-                    share(
-                        rate("lmtower_cached_tokens_total", P, "client"),
-                        rate("lmtower_input_tokens_total", P, "client"),
-                    ),
-                    "{{client}}",
-                ),
-            ),
+            (Query(hit_rate("client"), "{{client}}"),),
             "percentunit",
             thresholds=LOW_IS_BAD_RATIO,
             maximum=1,
@@ -97,6 +102,16 @@ _TIME = Row(
             (Query(rate("lmtower_retried_requests_total", P, "client"), "{{client}}"),),
             "reqps",
         ),
+    ),
+)
+
+_PEOPLE = Row(
+    "End users: the people behind a key",
+    (
+        _by_end_user("Requests", "lmtower_end_user_requests_total", "Requests of the people that the client names."),
+        _by_end_user("Tokens", "lmtower_end_user_tokens_total", "Prompt and answer.", more=',kind=~"input|output"'),
+        _by_end_user("Image tokens", "lmtower_end_user_tokens_total", "Who sends pictures.", more=',kind="image"'),
+        _by_end_user("Cost", "lmtower_end_user_cost_total", "By the price tables of the personas.", "short"),
     ),
 )
 
@@ -164,7 +179,7 @@ _LIMITS = Row(
 CLIENTS = Board(
     "lmtower-clients",
     "lmtower / Clients",
-    "Tokens, images, cost and limits per client. Per end user: `lmtower usage --by end_user`, or the console.",
+    "Tokens, images, cost and limits per client and per end user.",
     (CLIENT, PERSONA),
-    (_TOTALS, _TIME, _VISION, _LIMITS),
+    (_TOTALS, _TIME, _PEOPLE, _VISION, _LIMITS),
 )

@@ -81,7 +81,8 @@ _ENGINES = Row(
             "Prompt tokens computed, and tokens generated.",
             (
                 Query(
-                    f"{_count('vllm:prompt_tokens_total')} or {_count('llamacpp:prompt_tokens_total')}",
+                    f"({_count('vllm:prompt_tokens_total')} - {_count('vllm:prefix_cache_hits_total')})"
+                    f" or {_count('llamacpp:prompt_tokens_total')}",
                     "{{engine}} prefill",
                 ),
                 Query(

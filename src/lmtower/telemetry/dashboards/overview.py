@@ -16,10 +16,10 @@ from lmtower.telemetry.dashboards.panels import (
     Panel,
     Query,
     Row,
+    hit_rate,
     increase,
     quantile,
     rate,
-    share,
 )
 
 
@@ -79,7 +79,7 @@ _HEALTH = Row(
         Panel(
             "Prefix hit rate",
             "Share of prompt tokens that came from the prefix cache, over the range.",
-            (Query(share(_CACHED, _INPUT), "hit rate", instant=True),),
+            (Query(hit_rate(over=increase), "hit rate", instant=True),),
             "percentunit",
             "stat",
             width=4,
@@ -91,7 +91,7 @@ _HEALTH = Row(
             "Saved against the cloud",
             "What the same tokens would have cost at `observability.cloud_price`, over the range.",
             (Query(_MONEY, "saved", instant=True),),
-            "currencyUSD",
+            "short",
             "stat",
             width=4,
             height=5,

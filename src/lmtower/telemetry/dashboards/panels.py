@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,6 +98,11 @@ def increase(metric: str, labels: str, by: str = "") -> str:
 def share(part: str, whole: str) -> str:
     """A ratio that is absent, not NaN, while nothing happens."""
     return f"{part} / ({whole} > 0)"
+
+
+def hit_rate(by: str = "", over: Callable[[str, str, str], str] = rate) -> str:
+    """Cached share of prompt tokens as the gateway counts them: ``over`` is ``rate`` or ``increase``."""
+    return share(over("lmtower_cached_tokens_total", P, by), over("lmtower_input_tokens_total", P, by))
 
 
 def quantile(q: float, histogram: str, labels: str, by: str = "") -> str:

@@ -14,9 +14,9 @@ from lmtower.telemetry.dashboards.panels import (
     Panel,
     Query,
     Row,
+    hit_rate,
     increase,
     rate,
-    share,
 )
 
 _CACHED, _INPUT = "lmtower_cached_tokens_total", "lmtower_input_tokens_total"
@@ -36,46 +36,34 @@ def _llamacpp(window: str) -> str:
     return f"sum by (engine) ({hits}) / (sum by (engine) ({hits} + {computed}) > 0)"
 
 
-def _hit_rate(by: str) -> str:
-    return share(rate(_CACHED, P, by), rate(_INPUT, P, by))
+def _bars(title: str, description: str, expr: str, legend: str) -> Panel:
+    """Hit rates over the range side by side."""
+    query = Query(expr, legend, instant=True)
+    return Panel(
+        title, description, (query,), "percentunit", "bargauge", width=6, thresholds=LOW_IS_BAD_RATIO, maximum=1
+    )
 
 
 _RATES = Row(
     "Hit rate",
     (
-        Panel(
+        _bars(
             "As the engines count it",
             "The engines' own counters, over the range. vLLM counts every prompt token that it looked up.",
-            (Query(f"{_vllm('$__range')} or {_llamacpp('$__range')}", "{{engine}}", instant=True),),
-            "percentunit",
-            "bargauge",
-            width=6,
-            thresholds=LOW_IS_BAD_RATIO,
-            maximum=1,
+            f"{_vllm('$__range')} or {_llamacpp('$__range')}",
+            "{{engine}}",
         ),
-        Panel(
+        _bars(
             "By persona, over the range",
             "Cached share of all prompt tokens. A low value for a persona with a long system prompt is a finding.",
-            (
-                Query(
-                    share(increase(_CACHED, P, "persona"), increase(_INPUT, P, "persona")), "{{persona}}", instant=True
-                ),
-            ),
-            "percentunit",
-            "bargauge",
-            width=6,
-            thresholds=LOW_IS_BAD_RATIO,
-            maximum=1,
+            hit_rate("persona", increase),
+            "{{persona}}",
         ),
-        Panel(
+        _bars(
             "By client, over the range",
             "A client far below the others sends prompts that begin differently each time.",
-            (Query(share(increase(_CACHED, P, "client"), increase(_INPUT, P, "client")), "{{client}}", instant=True),),
-            "percentunit",
-            "bargauge",
-            width=6,
-            thresholds=LOW_IS_BAD_RATIO,
-            maximum=1,
+            hit_rate("client", increase),
+            "{{client}}",
         ),
         Panel(
             "Tokens not computed, over the range",
@@ -93,11 +81,9 @@ _RATES = Row(
             maximum=1,
         ),
         Panel(
-            "Hit rate by persona", "Over time.", (Query(_hit_rate("persona"), "{{persona}}"),), "percentunit", maximum=1
+            "Hit rate by persona", "Over time.", (Query(hit_rate("persona"), "{{persona}}"),), "percentunit", maximum=1
         ),
-        Panel(
-            "Hit rate by client", "Over time.", (Query(_hit_rate("client"), "{{client}}"),), "percentunit", maximum=1
-        ),
+        Panel("Hit rate by client", "Over time.", (Query(hit_rate("client"), "{{client}}"),), "percentunit", maximum=1),
     ),
 )
 
