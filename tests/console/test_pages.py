@@ -27,7 +27,7 @@ async def test_key_is_shown_once_and_works_until_it_is_revoked(tmp_path: Path) -
             match = re.search(r"sk-lmt-[\w-]{43}", page)
             assert match is not None
             assert match[0] not in (await console.web.get("/clients")).text
-            assert "tokens per day 1,000" in page
+            assert "1,000 tokens a day" in page
             headers = {"authorization": f"Bearer {match[0]}"}
             assert (await console.tower.client.get("/v1/models", headers=headers)).status_code == 200
             keys = (await console.tower.operator.get("/admin/keys")).json()["keys"]
@@ -36,6 +36,28 @@ async def test_key_is_shown_once_and_works_until_it_is_revoked(tmp_path: Path) -
             await console.post(f"/clients/{identity}/revoke")
             assert "The key is revoked." in (await console.web.get("/clients")).text
             assert (await console.tower.client.get("/v1/models", headers=headers)).status_code == 401
+
+
+async def test_limits_of_a_key_are_changed_by_its_form(tmp_path: Path) -> None:
+    """Set, refused by them at once, wrong input said, and taken away again; the key stays the same."""
+    with FakeEngine() as engine:
+        async with consoled(tmp_path, engine) as console:
+            await console.login()
+            key = (await console.tower.operator.get("/admin/keys")).json()["keys"][0]["id"]
+            path = f"/clients/{key}"
+            assert (await console.post(path, name="tester", requests_per_minute="1")).status_code == 303
+            page = (await console.web.get(path)).text
+            assert "It holds from the next request on." in page
+            assert "1 requests a minute" in page
+            assert [(await console.tower.chat("fast")).status_code for _ in range(2)] == [200, 429]
+            await console.post(path, name="tester", parallel="-1")
+            assert "At the same time: -1 is not a limit" in (await console.web.get(path)).text
+            await console.post(path, name="tester", personas="code", expires="2099-01-31")
+            page = (await console.web.get(path)).text
+            assert "those of the tower" in page
+            assert "2099-01-31" in page
+            assert (await console.tower.chat("code")).status_code == 200
+            assert (await console.tower.chat("fast")).status_code in (403, 404)
 
 
 async def test_wrong_form_is_said_on_the_next_page(tmp_path: Path) -> None:

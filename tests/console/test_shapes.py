@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lmtower.config.types import Persona, Price
 from lmtower.console import charts, history, trial, words
 from lmtower.console.observed import hit_rate, observations
 from lmtower.console.pages import clients, overview, personas, requests, stores
@@ -81,7 +82,7 @@ def test_sample_adds_up_and_counts_failures() -> None:
     """One look: sums over personas and clients, failures apart, what is queued."""
     found = sample(10.0, STATUS, PAGE)
     assert found.counters == {
-        "requests": 4, "failed": 1, "input_tokens": 100, "cached_tokens": 64, "output_tokens": 20
+        "requests": 4, "failed": 1, "refused": 0, "input_tokens": 100, "cached_tokens": 64, "output_tokens": 20
     }  # fmt: skip
     assert (found.in_flight, found.queued, found.ttft[0.1]) == (1, 2, 2)
 
@@ -196,11 +197,14 @@ def test_requests_are_filtered_and_share_one_scale() -> None:
 
 
 def test_form_becomes_a_key_with_limits() -> None:
-    """Empty fields are no limits; the expiry counts from now."""
-    form = {"name": [" frigate "], "personas": ["eyes"], "tokens_per_day": ["1000"], "days": ["2"]}
-    assert clients.new_key(form, 100.0) == {
-        "name": "frigate", "personas": ["eyes"], "limits": {"tokens_per_day": 1000}, "expires_at": 172_900.0
-    }  # fmt: skip
+    """Empty fields are no limits, and take one away from a key that has it; a key is valid until the day is over."""
+    form = {"name": [" frigate "], "personas": ["eyes"], "tokens_per_day": ["1000"], "expires": ["1970-01-02"]}
+    made = {"name": "frigate", "personas": ["eyes"], "expires_at": 172_799.0}
+    limits = {**dict.fromkeys(name for name, _, _ in clients.LIMITS), "tokens_per_day": 1000}
+    assert clients.new_key(form) == {**made, "limits": limits}
+    assert clients.new_key({"name": ["x"]}) == {"name": "x"}
+    assert clients.changed_key(form) == {**made, "limits": limits}
+    assert clients.changed_key({"name": ["x"]}) == {"name": "x", "personas": None, "limits": None, "expires_at": None}
 
 
 @pytest.mark.parametrize(
@@ -208,13 +212,52 @@ def test_form_becomes_a_key_with_limits() -> None:
     [
         ({}, "A client needs a name."),
         ({"name": ["x"], "parallel": ["many"]}, "At the same time: 'many' is not a number."),
-        ({"name": ["x"], "days": ["-1"]}, "Expires after days: write a number above zero."),
+        ({"name": ["x"], "images_per_day": ["-1"]}, "Images per day: -1 is not a limit"),
+        ({"name": ["x"], "money_per_month": ["nan"]}, "Money per month: nan is not a limit"),
+        ({"name": ["x"], "expires": ["soon"]}, "Valid until: 'soon' is not a date."),
     ],
 )
 def test_wrong_form_is_refused_in_words(form: dict[str, list[str]], words_of_it: str) -> None:
     """Before the tower is asked."""
     with pytest.raises(ValueError, match=words_of_it):
-        clients.new_key(form, 0.0)
+        clients.new_key(form)
+
+
+def test_sums_by_end_user_leave_out_nobody_but_the_unnamed() -> None:
+    """What one key used, by the people behind it."""
+    used = {"requests": 1, "input_tokens": 5, "cached_tokens": 0, "output_tokens": 1, "images": 2, "cost": 0.5}
+    rows = [{"end_user": who, **used} for who in ("ann", "bo", "ann", "")]
+    found = clients.sums_by("end_user", rows)
+    assert [(row["client"], row["requests"], row["images"]) for row in found] == [
+        ("ann", 2, 4),
+        ("bo", 1, 2),
+        ("", 1, 2),
+    ]
+    assert [row["client"] for row in clients._end_users(rows)] == ["ann", "bo"]
+
+
+def test_limits_are_said_as_people_say_them() -> None:
+    """Units, and no word for what is not limited."""
+    said = words.limits({"tokens_per_day": 2_000_000, "money_per_month": 5.0, "parallel": 4})
+    assert said == ["2 M tokens a day", "a budget of 5.00 a month", "4 at a time"]
+    assert words.limits(None) == []
+
+
+def test_engines_that_embed_are_tried_as_such() -> None:
+    """The planner knows which engine embeds, whatever the persona is called."""
+    persona = Persona(engine="words")
+    assert trial.kind_of("search", persona) == "chat"
+    assert trial.kind_of("search", persona, {"words"}) == "embedding"
+    assert trial.kind_of("rerank-words", persona, {"words"}) == "rerank"
+
+
+def test_money_saved_is_the_cloud_price_less_our_own() -> None:
+    """Cached tokens at their own price; no tile without a price."""
+    total = {"input_tokens": 2_000_000, "cached_tokens": 1_000_000, "output_tokens": 100_000, "images": 0, "cost": 1.0}
+    tile = overview.saved({"total": total}, Price(input=3, cached=0.3, output=15))
+    assert tile is not None
+    assert tile["value"] == "3.80"
+    assert overview.saved({"total": total}, None) is None
 
 
 def test_csv_disarms_formulas() -> None:

@@ -12,6 +12,7 @@ import typer
 from lmtower.cli.globals import Globals
 
 if TYPE_CHECKING:
+    from lmtower.config.types import Tower
     from lmtower.console.settings import Settings
 
 
@@ -70,6 +71,7 @@ def settings(options: Globals, admin: str | None, gateway: str | None, hosts: fr
         data_dir=options.data_dir,
         read=lambda: options.load().tower,
         plan=lambda: _plan(options),
+        local_memory=dict if admin else lambda: _local_memory(options.load().tower),
         stores_url=url(tower.stores.listen),
         prometheus_url=prometheus,
         hosts=hosts | frozenset(tower.gateway.hosts),
@@ -84,6 +86,15 @@ def _plan(options: Globals) -> dict[str, Any]:
 
     known = Known.read(options.data_dir)
     return as_json(planned(options.load(), options.environ, offline=True, known=known)[0])
+
+
+def _local_memory(tower: Tower) -> dict[str, dict[str, float]]:
+    """This machine, under the name of every node that it is."""
+    from lmtower.nodes.agent_memory import read_memory
+
+    memory = read_memory()
+    names = [name for name, node in tower.nodes.items() if node.address == "local"] or ["local"]
+    return {name: {"total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes} for name in names}
 
 
 def _running(data_dir: Path) -> dict[str, str]:

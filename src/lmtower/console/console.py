@@ -20,10 +20,10 @@ from lmtower.config.types import Tower as TowerFile
 from lmtower.console import words
 from lmtower.console.client_key import ClientKey
 from lmtower.console.sessions import Session, Sessions
-from lmtower.console.settings import Settings
+from lmtower.console.settings import Json, Settings
 from lmtower.console.tower import Tower
 from lmtower.console.watch import Watch
-from lmtower.errors import ConfigError
+from lmtower.errors import ConfigError, TowerError
 
 _MOST_FORM_BYTES = 1 << 20
 MENU = (
@@ -50,6 +50,7 @@ class Console:
         self.busy: dict[str, asyncio.Task[None]] = {}
         """Engines that are being started or stopped on behalf of somebody."""
         self._file: TowerFile | None = None
+        self._pooling: tuple[TowerFile | None, frozenset[str]] = None, frozenset()
         self._environment = Environment(
             loader=PackageLoader("lmtower.console"),
             autoescape=True,
@@ -70,6 +71,18 @@ class Console:
             self._file = await asyncio.to_thread(self.settings.read)
         return self._file
 
+    async def plan(self) -> Json | None:
+        """What the planner says of the tower file; None when it was not handed over. Raises TowerError."""
+        return None if self.settings.plan is None else await asyncio.to_thread(self.settings.plan)
+
+    async def pooling(self, file: TowerFile) -> frozenset[str]:
+        """Engines that embed or rank instead of writing, as the planner knows them."""
+        if self._pooling[0] != file:
+            with suppress(TowerError):
+                plan = await self.plan() or {"engines": ()}
+                self._pooling = file, frozenset(row["name"] for row in plan["engines"] if _embeds(row))
+        return self._pooling[1]
+
     def text(self, template: str, **values: Any) -> str:
         """A rendered template."""
         return self._environment.get_template(template).render(values)
@@ -89,6 +102,11 @@ class Console:
         await asyncio.gather(*self.busy.values(), return_exceptions=True)
         await self.tower.close()
         await self.web.aclose()
+
+
+def _embeds(row: Json) -> bool:
+    # word vectors are planned as a small model with a cache
+    return bool(row.get("pooling")) or row["model"] == "bundled:wordllama"
 
 
 def console_of(request: Request) -> Console:

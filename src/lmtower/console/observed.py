@@ -39,10 +39,15 @@ class Observed:
     memory: Mapping[tuple[str, str], float]
 
 
-def observations(pages: Iterable[tuple[Mapping[str, str], str]]) -> Observed:
-    """Replicas of an engine are added up, except shares, of which the largest counts."""
+def observations(
+    pages: Iterable[tuple[Mapping[str, str], str]], local: Mapping[str, Mapping[str, float]] | None = None
+) -> Observed:
+    """Replicas of an engine are added up, except shares, of which the largest counts.
+
+    ``local`` is what is known of nodes without their agents, which know more.
+    """
     engines: dict[str, dict[str, float]] = {}
-    nodes: dict[str, dict[str, float]] = {}
+    nodes: dict[str, dict[str, float]] = {name: dict(numbers) for name, numbers in (local or {}).items()}
     memory: dict[tuple[str, str], float] = {}
     for target, page in pages:
         for name, labels, value in parse(page):

@@ -21,6 +21,7 @@ def engine_rows(status: Json, plan: Json | None, observed: Observed, busy: set[s
             {
                 **engine,
                 "busy": engine["name"] in busy,
+                "external": planned.get(engine["name"], {}).get("runtime") == "external",
                 "waiting": sum(engine["queued"].values()),
                 "planned": planned.get(engine["name"]),
                 "slots_bar": slots_bar(engine),
@@ -98,5 +99,5 @@ def _seen(name: str, total: float, engines: list[Json], observed: Observed) -> J
     parts = [charts.Part(f"{engine}: {words.size(size)}", size, "weights") for engine, size in by_engine if size]
     rest = max(0.0, used - sum(part.size for part in parts))
     text = f"{words.size(used)} in use, {words.size(numbers['available_bytes'])} available"
-    parts.append(charts.Part(f"other {words.size(rest)}" if parts else text, rest, "other"))
+    parts.append(charts.Part(f"other {words.size(rest)}" if parts else text, rest, "other" if parts else "whole"))
     return {"bar": charts.bar(parts, total, f"Observed memory of {name}: {text}", height=28), "text": text}

@@ -22,6 +22,7 @@ _COUNTERS = {
     "lmtower_cached_tokens_total": "cached_tokens",
     "lmtower_output_tokens_total": "output_tokens",
 }
+_OUTCOMES = {"error": "failed", "upstream_error": "failed", "refused": "refused"}
 _BUCKET = "lmtower_ttft_seconds_bucket"
 
 Series = tuple[str, Mapping[str, str], float]
@@ -55,13 +56,13 @@ class Sample:
 
 def sample(at: float, status: Json, page: str) -> Sample:
     """One look."""
-    counters: dict[str, float] = dict.fromkeys((*_COUNTERS.values(), "failed"), 0.0)
+    counters: dict[str, float] = dict.fromkeys((*_COUNTERS.values(), *_OUTCOMES.values()), 0.0)
     ttft: dict[float, float] = {}
     for name, labels, value in parse(page):
         if field := _COUNTERS.get(name):
             counters[field] += value
-            if field == "requests" and labels.get("outcome") in ("error", "upstream_error", "refused"):
-                counters["failed"] += value
+            if field == "requests" and (outcome := _OUTCOMES.get(labels.get("outcome", ""))):
+                counters[outcome] += value
         elif name == _BUCKET:
             bound = float(labels["le"])
             ttft[bound] = ttft.get(bound, 0.0) + value
@@ -77,6 +78,7 @@ class Window:
     seconds: float
     requests: float
     failed: float
+    refused: float
     input_tokens: float
     cached_tokens: float
     output_tokens: float
@@ -97,13 +99,14 @@ def between(before: Sample, now: Sample) -> Window:
     """The difference of two samples."""
 
     def grown(field: str) -> float:
-        return _grown(before.counters.get(field, 0.0), now.counters[field])
+        return _grown(before.counters.get(field, 0.0), now.counters.get(field, 0.0))
 
     buckets = {bound: _grown(before.ttft.get(bound, 0.0), value) for bound, value in now.ttft.items()}
     return Window(
         seconds=now.at - before.at,
         requests=grown("requests"),
         failed=grown("failed"),
+        refused=grown("refused"),
         input_tokens=grown("input_tokens"),
         cached_tokens=grown("cached_tokens"),
         output_tokens=grown("output_tokens"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ class Settings:
     """The tower file as it is now. Raises ConfigError."""
     plan: Callable[[], Json] | None = None
     """What ``lmtower plan --json`` prints. Raises TowerError."""
+    local_memory: Callable[[], Mapping[str, Mapping[str, float]]] = dict
+    """Total and available bytes of nodes that are this machine; for those whose agent does not run."""
     stores_url: str | None = None
     prometheus_url: str | None = None
     hosts: frozenset[str] = frozenset()

@@ -40,6 +40,10 @@ class Tower:
         """The JSON answer of a POST. Raises AdminError."""
         return self._read(await self._send("POST", path, key, json=body or {}, timeout=seconds))
 
+    async def patch(self, key: str, path: str, body: Json) -> Any:
+        """The JSON answer of a PATCH. Raises AdminError."""
+        return self._read(await self._send("PATCH", path, key, json=body))
+
     async def delete(self, key: str, path: str) -> Any:
         """The JSON answer of a DELETE. Raises AdminError."""
         return self._read(await self._send("DELETE", path, key))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
 
 import httpx
@@ -20,13 +20,13 @@ from lmtower.console.tower import message_of
 _LONGEST_SECONDS = 1200.0
 
 
-def kind_of(name: str, persona: Persona) -> str:
-    """What a persona is for: ``autocomplete``, ``embedding``, ``rerank`` or ``chat``."""
+def kind_of(name: str, persona: Persona, pooling: Collection[str] = ()) -> str:
+    """What a persona is for: ``autocomplete``, ``embedding``, ``rerank`` or ``chat``; ``pooling`` names engines."""
     if persona.fim is not None:
         return "autocomplete"
-    if persona.prefix is not None or "embed" in name:
-        return "embedding"
-    return "rerank" if "rerank" in name else "chat"
+    if "rerank" in name:
+        return "rerank"
+    return "embedding" if persona.prefix is not None or "embed" in name or persona.engine in pooling else "chat"
 
 
 def request_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -55,6 +56,38 @@ def percent(number: float | None) -> str:
 def money(number: float | None) -> str:
     """Without a currency: the tower file does not name one."""
     return _DASH if not number else f"{number:,.2f}" if number >= 0.01 else f"{number:.4f}"
+
+
+def plain(value: object) -> str:
+    """A setting as a person writes it: ``0.0`` -> ``0``."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plain_number(value: float) -> str:
+    """For a field: ``5.0`` -> ``5``."""
+    return str(int(value)) if value == int(value) else str(value)
+
+
+_LIMITS = {
+    "requests_per_minute": "{} requests a minute",
+    "tokens_per_minute": "{} tokens a minute",
+    "tokens_per_day": "{} tokens a day",
+    "images_per_day": "{} images a day",
+    "money_per_month": "a budget of {} a month",
+    "parallel": "{} at a time",
+}
+
+
+def limits(found: Mapping[str, float] | None) -> list[str]:
+    """``{"tokens_per_day": 2000000}`` -> ``2 M tokens a day``."""
+    return [
+        _LIMITS[name].format(f"{v:,.2f}" if name.startswith("money") else count(v)) for name, v in (found or {}).items()
+    ]
+
+
+def day(at: float | None) -> str:
+    """Seconds since the epoch as a UTC date."""
+    return _DASH if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
 
 
 def moment(at: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,7 +14,6 @@ from lmtower.console.console import Console, back, console_of, session_of
 from lmtower.console.observed import observations
 from lmtower.console.picture import engine_rows, node_rows
 from lmtower.console.sessions import Session
-from lmtower.console.settings import Json
 from lmtower.errors import AdminError, TowerError
 
 _ACTIONS = ("start", "stop", "restart")
@@ -25,8 +25,11 @@ async def show(request: Request) -> Response:
     """The page, and its live part."""
     console, session = console_of(request), session_of(request)
     status = await console.tower.get(session.key, "/admin/status")
-    observed = observations(await console.tower.scrape())
-    plan, trouble = await _plan(console)
+    observed = observations(await console.tower.scrape(), await asyncio.to_thread(_local_memory, console))
+    try:
+        plan, trouble = await console.plan(), None
+    except TowerError as error:
+        plan, trouble = None, str(error)
     return console.page(
         request,
         "engines",
@@ -38,13 +41,11 @@ async def show(request: Request) -> Response:
     )
 
 
-async def _plan(console: Console) -> tuple[Json | None, str | None]:
-    if console.settings.plan is None:
-        return None, None
+def _local_memory(console: Console) -> Mapping[str, Mapping[str, float]]:
     try:
-        return await asyncio.to_thread(console.settings.plan), None
-    except TowerError as error:
-        return None, str(error)
+        return console.settings.local_memory()
+    except TowerError:  # the tower file is wrong at the moment, or this machine has no /proc
+        return {}
 
 
 async def act(request: Request) -> Response:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lmtower.config.types import Price
 from lmtower.console import charts, history, words
 from lmtower.console.charts import Line
 from lmtower.console.console import Console, console_of, session_of
@@ -18,6 +19,8 @@ from lmtower.errors import AdminError
 _TILE_SECONDS = 300.0
 _DAY_SECONDS = 86_400.0
 _SOON = 0.8
+_WORTH_A_WORD = 0.005
+USED = ("requests", "input_tokens", "cached_tokens", "output_tokens", "images", "cost")
 
 
 async def show(request: Request) -> Response:
@@ -29,7 +32,9 @@ async def show(request: Request) -> Response:
         await watch.look()
     if watch.status is None:
         return console.page(request, "overview", status=None, trouble=watch.trouble, range=span)
-    usage, trouble = await _usage(console, session_of(request).key), watch.trouble
+    report, trouble = await _report(console, session_of(request).key), watch.trouble
+    file = await console.file()
+    money = saved(report, file.observability.cloud_price if file else None)
     try:
         drawn = await _charts(console, span)
     except AdminError as error:
@@ -39,9 +44,9 @@ async def show(request: Request) -> Response:
         "trouble": trouble or watch.status["snapshot"]["error"],
         "range": span,
         "ranges": ("live", *history.RANGES) if console.settings.prometheus_url else (),
-        "tiles": tiles(watch.status, watch.recent.window(_TILE_SECONDS)),
+        "tiles": tiles(watch.status, watch.recent.window(_TILE_SECONDS)) + ([money] if money else []),
         "charts": drawn,
-        "usage": usage,
+        "usage": usage_rows(report["rows"]),
         "soon": run_out(watch.page, console.clock()),
     }
     return console.page(request, "overview", **values)
@@ -55,13 +60,13 @@ def tiles(status: Json, window: Window | None) -> list[Json]:
     slots = sum(engine["slots"] for engine in engines)
     waiting = sum(sum(engine["queued"].values()) for engine in engines)
     requests = window.requests if window else 0.0
-    failed = window.failed if window else 0.0
+    failed, refused = (window.failed, window.refused) if window else (0.0, 0.0)
     written = window.per_second("output_tokens") if window else 0.0
     mood = "good" if ready == len(engines) else "bad"
     return [
         _tile("Engines ready", f"{ready} of {len(engines)}", _names(engines), mood),
         _tile("In flight", f"{flight} of {slots}", f"{waiting} waiting", "warn" if waiting else ""),
-        _tile("Requests", words.count(requests), _failures(failed), "bad" if failed else ""),
+        _tile("Requests", words.count(requests), _unlucky(failed, refused), "bad" if failed else ""),
         _tile("Output tokens", f"{words.count(written)}/s", "over 5 min"),
         _tile("Prefix cache hits", words.percent(window.hit_rate if window else None), "in 5 min"),
         _tile("TTFT, median", words.seconds(window.ttft_p50 if window else None), "streams, 5 min"),
@@ -72,8 +77,19 @@ def _tile(name: str, value: str, note: str, mood: str = "") -> Json:
     return {"name": name, "value": value, "note": note, "mood": mood}
 
 
-def _failures(failed: float) -> str:
-    return f"5 min, {words.count(failed) if failed else 'none'} failed"
+def _unlucky(failed: float, refused: float) -> str:
+    counts = ((failed, "failed"), (refused, "refused"))
+    said = [f"{words.count(number)} {what}" for number, what in counts if number]
+    return "5 min, " + (", ".join(said) or "none failed")
+
+
+def saved(report: Json, price: Price | None) -> Json | None:
+    """What the same tokens had cost in the cloud, as a tile; None when the tower file names no price."""
+    if price is None:
+        return None
+    total = report["total"]
+    cloud = price.of(total["input_tokens"], total["cached_tokens"], total["output_tokens"], total["images"])
+    return _tile("Money saved", words.money(cloud - total["cost"]), "24 h, cloud price")
 
 
 def _names(engines: list[Json]) -> str:
@@ -85,7 +101,7 @@ def run_out(page: str, now: float) -> list[Json]:
     """Budgets by how much of them is spent, and a certificate that ends within a month."""
     found: list[Json] = []
     for name, labels, value in parse(page):
-        if name == "lmtower_budget_used_ratio" and value > 0:
+        if name == "lmtower_budget_used_ratio" and value >= _WORTH_A_WORD:
             what = f"{labels['client']}: {labels['limit'].replace('_', ' ')}"
             found.append({"name": what, "used": min(1.0, value), "text": words.percent(value), "warn": value >= _SOON})
         elif name == "lmtower_certificate_expiry_timestamp_seconds" and 0 < value < now + 30 * _DAY_SECONDS:
@@ -99,12 +115,13 @@ def run_out(page: str, now: float) -> list[Json]:
     return ordered
 
 
-async def _usage(console: Console, key: str) -> list[Json]:
+async def _report(console: Console, key: str) -> Json:
     try:
-        report = await console.tower.get(key, "/admin/usage", by="client", since=console.clock() - _DAY_SECONDS)
+        since = console.clock() - _DAY_SECONDS
+        answer: Json = await console.tower.get(key, "/admin/usage", by="client", since=since)
     except AdminError:
-        return []
-    return usage_rows(report["rows"])
+        return {"rows": [], "total": dict.fromkeys(USED, 0)}
+    return answer
 
 
 def usage_rows(rows: list[Json]) -> list[Json]:

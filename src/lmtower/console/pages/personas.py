@@ -29,10 +29,12 @@ def facts(persona: Persona) -> list[tuple[str, str]]:
         found.append(("Thinking", str(persona.thinking)))
     defaults = persona.model_dump(include=set(_SAMPLING), exclude_none=True)
     if defaults:
-        found.append(("Defaults", ", ".join(f"{name} {defaults[name]:g}" for name in _SAMPLING if name in defaults)))
+        found.append(
+            ("Defaults", ", ".join(f"{name} {words.plain(defaults[name])}" for name in _SAMPLING if name in defaults))
+        )
     enforced = persona.enforce.model_dump(exclude_none=True)
     if enforced:
-        found.append(("Enforced", ", ".join(f"{name} {value}" for name, value in enforced.items())))
+        found.append(("Enforced", ", ".join(f"{name} {words.plain(value)}" for name, value in enforced.items())))
     if persona.tools != Persona.model_fields["tools"].default:
         found.append(("Tools", str(persona.tools)))
     if persona.fim:
@@ -45,9 +47,9 @@ def facts(persona: Persona) -> list[tuple[str, str]]:
         found.append(("Context", f"{words.count(persona.context)} tokens"))
     if persona.ttft_target:
         found.append(("TTFT target", words.seconds(persona.ttft_target)))
-    limits = persona.limits.model_dump(exclude_none=True)
+    limits = words.limits(persona.limits.model_dump(exclude_none=True))
     if limits:
-        found.append(("Limits", ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in limits.items())))
+        found.append(("Limits", ", ".join(limits)))
     return found
 
 
@@ -71,6 +73,7 @@ async def one(request: Request) -> Response:
 async def _rows(console: Console, key: str) -> list[Json]:
     status = await console.tower.get(key, "/admin/status")
     file = await console.file()
+    pooling = await console.pooling(file) if file else frozenset()
     rows = []
     for row in status["personas"]:
         persona = file.personas.get(row["name"]) if file else None
@@ -78,7 +81,7 @@ async def _rows(console: Console, key: str) -> list[Json]:
         if persona is not None and file is not None:
             engine = file.engines.get(persona.engine)
             more = {
-                "kind": trial.kind_of(row["name"], persona),
+                "kind": trial.kind_of(row["name"], persona, pooling),
                 "facts": facts(persona),
                 "model": engine.model if engine else "",
             }
@@ -138,7 +141,7 @@ async def _asked(request: Request) -> tuple[str, Json, bool]:
         reveal = given.get("reveal") is True
     except (ValueError, AttributeError) as exc:
         raise HTTPException(400, "The body is not what the console's own page sends.") from exc
-    kind = trial.kind_of(name, persona) if persona else "chat"
+    kind = trial.kind_of(name, persona, await console.pooling(file)) if persona and file else "chat"
     path, body = trial.request_of(kind, name, prompt, suffix=suffix, max_tokens=max_tokens)
     return path, body, reveal
 

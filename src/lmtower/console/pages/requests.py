@@ -48,7 +48,8 @@ def rows(found: list[Json], chosen: dict[str, str], limit: int, now: float) -> l
         record
         for record in found
         if all(not choice or _value(record, name) == choice for name, choice in chosen.items())
-    ][:limit]
+    ]
+    wanted = sorted(wanted, key=lambda record: -record["time"])[:limit]
     longest = max((record.get("duration_seconds", 0.0) for record in wanted), default=0.0)
     return [row(record, longest, now) for record in wanted]
 
@@ -68,6 +69,7 @@ def row(record: Json, longest: float, now: float) -> Json:
         "lane": record.get("lane", ""),
         "outcome": _value(record, "outcome"),
         "status": record.get("status", 200),
+        "stream": record.get("stream", False),
         "input_tokens": record.get("input_tokens", 0),
         "cached_tokens": record.get("cached_tokens", 0),
         "output_tokens": record.get("output_tokens", 0),
