@@ -194,6 +194,20 @@ def test_what_if_changes_one_value_and_refuses(tower_file: Path, capsys: pytest.
     assert main(["plan", "-c", str(tower_file), "--offline", "--what-if", "nonsense"]) == 2
 
 
+def test_plan_fits_a_terminal_of_80_columns(
+    tower_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is wider is written as two; a pipe gets it whole."""
+    main(["plan", "-c", str(tower_file), "--offline"])
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    main(["plan", "-c", str(tower_file), "--offline"])
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("engine ", "nemotron "))]
+    assert max(map(len, table)) <= 80
+    assert len(table) == 2 * len([line for line in piped.splitlines() if line.startswith(("engine ", "nemotron "))])
+
+
 def test_plan_writes_a_page(tower_file: Path, tmp_path: Path) -> None:
     """``--html`` writes one self-contained page with SVG."""
     page = tmp_path / "plan.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -71,3 +72,18 @@ def test_utilisation_that_admission_cannot_satisfy_is_warned_of() -> None:
     made = plan(preset(embed={"args": {"gpu-memory-utilization": 0.5}})).engine("embed")
     assert any("must still be free" in warning for warning in made.warnings)
     assert made.gpu_memory_utilization == 0.5
+
+
+def test_booted_spark_has_less_than_the_catalogue_says() -> None:
+    """What fits under the total may leave less than the reserve on a machine that runs an operating system."""
+    made = plan(preset(eyes={"context": "32k", "sequences": 4}))
+    assert made.fits
+    assert any("boots with 113 to 116 GiB free" in warning for warning in made.warnings)
+    assert not any("boots with" in warning for warning in plan(preset()).warnings)
+
+
+def test_draft_of_super_says_what_its_weights_cost() -> None:
+    """Multi-token prediction of the 120B: 5.5 GiB of weights, whatever they are read from."""
+    made = plan(preset(nemotron={"speculative_tokens": 3}))
+    said = [warning for engine in made.engines for warning in engine.warnings if "speculative" in warning]
+    assert any(re.search(r"costs 5\.\d GiB of weights", warning) for warning in said)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 OBSERVATIONS = ".observed.json"
 """Suffix of the file beside the tower file that keeps what was learned from logs."""
 
+_MEMORY = ("weights", "KV cache", "overhead", "sum GiB", "util")
+
 
 def plan(
     ctx: typer.Context,
@@ -128,6 +130,20 @@ def _local_facts(loaded: Loaded) -> dict[str, NodeFacts]:
     return {name: this_machine(name, nodes[name].reserve if name in nodes else None) for name in names}
 
 
+def _table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+    """One table; on a terminal that is too narrow for it, two: what an engine does, and what it takes."""
+    import shutil
+    import sys
+
+    whole = table(columns, rows)
+    if not sys.stdout.isatty() or len(max(whole.splitlines(), key=len)) <= shutil.get_terminal_size().columns:
+        return whole
+    memory = [0, *(at for at, name in enumerate(columns) if name in _MEMORY)]
+    rest = [at for at, name in enumerate(columns) if name not in _MEMORY]
+    parts = (table([columns[at] for at in part], [[row[at] for at in part] for row in rows]) for part in (rest, memory))
+    return "\n\n".join(parts)
+
+
 def _lines(made: Plan) -> list[str]:
     from lmtower.plan.picture import COLUMNS, engine_row, legend, node_lines, notes
 
@@ -137,7 +153,7 @@ def _lines(made: Plan) -> list[str]:
         *lines,
         f"  {legend()}",
         "",
-        table(COLUMNS, [engine_row(each) for each in made.engines]),
+        _table(COLUMNS, [engine_row(each) for each in made.engines]),
         "",
         verdict,
         *notes(made),

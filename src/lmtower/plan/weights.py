@@ -101,12 +101,14 @@ def weights_from_tensors(found: Iterable[CheckpointTensor], shape: ModelShape, b
     Draft layers count only with speculative decoding; a tied lm_head is stored once.
     """
     fused: dict[str, int] = defaultdict(int)
+    draft = 0
     draft_from = len(shape.layers)
     for tensor in found:
         name = strip(tensor.name)
         if _SKIPPED.search(name) or (shape.tied_embeddings and name.startswith("lm_head")):
             continue
-        if not build.draft and (_DRAFT.match(tensor.name) or _layer_of(name) >= draft_from):
+        drafts = bool(_DRAFT.match(tensor.name)) or _layer_of(name) >= draft_from
+        if drafts and not build.draft:
             continue
         for pattern, replacement in _FUSED:
             name = pattern.sub(replacement, name)
@@ -116,6 +118,7 @@ def weights_from_tensors(found: Iterable[CheckpointTensor], shape: ModelShape, b
             else tensor.bytes
         )
         fused[name] += loaded
+        draft += loaded * drafts
     total = sum(allocated(size, whole_blocks=build.whole_blocks) for size in fused.values())
     total += sum(allocated(buffer.bytes) for buffer in buffers(shape, build))
     modelled = weights_from_shape(shape, build)
@@ -124,7 +127,7 @@ def weights_from_tensors(found: Iterable[CheckpointTensor], shape: ModelShape, b
     return Weights(
         total // tp,
         int(total // tp * ratio),
-        {"checkpoint": total // tp},
+        {"checkpoint": (total - draft) // tp, "draft": draft // tp},
         "safetensors headers",
         0.0 if shape.known else UNKNOWN,
     )
@@ -138,8 +141,11 @@ def _layer_of(name: str) -> int:
 def weights_from_total(total: int, shape: ModelShape, build: Build) -> Weights:
     """From the total size alone (``metadata.total_size`` of the index): draft layers are taken off by their shape."""
     modelled = weights_from_shape(shape, Build(build.layout, 1, draft=True))
-    draft = 0 if build.draft else modelled.parts.get("draft", 0)
-    loaded = max(0, total - draft) // build.tensor_parallel
+    draft = modelled.parts.get("draft", 0)
+    loaded = max(0, total - (0 if build.draft else draft)) // build.tensor_parallel
+    parts = {"checkpoint": loaded}
+    if build.draft:
+        parts = {"checkpoint": max(0, loaded - draft // build.tensor_parallel), "draft": draft // build.tensor_parallel}
     ratio = modelled.active_bytes / max(1, modelled.bytes)
     uncertainty = INDEXED if shape.known else UNKNOWN
-    return Weights(loaded, int(loaded * ratio), {"checkpoint": loaded}, "size of the checkpoint", uncertainty)
+    return Weights(loaded, int(loaded * ratio), parts, "size of the checkpoint", uncertainty)
