@@ -196,7 +196,7 @@ async def test_store_page_shows_files_hits_and_reasons(tmp_path: Path) -> None:
     with FakeEngine() as engine:
         async with consoled(tmp_path, engine, stores_url="http://stores") as console:
             (console.folder / "internal.key").write_text("inner\n")
-            console.console.web = httpx.AsyncClient(transport=httpx.ASGITransport(_store_service()))
+            console.console.web = httpx.AsyncClient(transport=httpx.ASGITransport(store_service()))
             await console.login()
             assert "handbook" in (await console.web.get("/stores")).text
             page = (await console.web.get("/stores/vs_1?q=pump")).text
@@ -204,7 +204,8 @@ async def test_store_page_shows_files_hits_and_reasons(tmp_path: Path) -> None:
         assert wanted in page
 
 
-def _store_service() -> Starlette:
+def store_service() -> Starlette:
+    """A stand-in with one store, a failed file and a hit."""
     counts = {"in_progress": 0, "completed": 1, "failed": 1, "cancelled": 0, "total": 2}
     store = {
         "id": "vs_1", "name": "handbook", "status": "completed", "usage_bytes": 5000, "file_counts": counts,

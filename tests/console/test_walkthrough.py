@@ -10,12 +10,15 @@ import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.console.browser import Page, browser, chromium
 from tests.console.support import Consoled, consoled
+from tests.console.test_pages import store_service
 from tests.fakes.engine import FakeEngine
 from tests.gateway.support import ADMIN_KEY, until
 
@@ -33,10 +36,10 @@ pytestmark = [
 
 
 @asynccontextmanager
-async def open_console(tmp_path: Path, engine: FakeEngine) -> AsyncIterator[tuple[Consoled, Page]]:
+async def open_console(tmp_path: Path, engine: FakeEngine, **more: Any) -> AsyncIterator[tuple[Consoled, Page]]:
     """A console, and a browser that is logged in to it."""
     async with (
-        consoled(tmp_path, engine) as console,
+        consoled(tmp_path, engine, **more) as console,
         browser(str(CHROMIUM), tmp_path / "profile", console.base) as page,
     ):
         await page.size(1280, 900)
@@ -164,6 +167,26 @@ async def test_pages_have_no_serious_accessibility_finding(tmp_path: Path, schem
             await page.open("/login")
             found["/login"] = await findings(page, axe)
     assert {path: bad for path, bad in found.items() if bad} == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_stores_pages_have_no_serious_finding_and_fit_a_phone(tmp_path: Path, scheme: str, axe: str) -> None:
+    """The list, a store with a search and a failed file: axe in both themes, no sideways scrolling."""
+    with FakeEngine() as engine:
+        async with open_console(tmp_path, engine, stores_url="http://stores") as (console, page):
+            (console.folder / "internal.key").write_text("inner\n")
+            console.console.web = httpx.AsyncClient(transport=httpx.ASGITransport(store_service()))
+            await page.theme(scheme)
+            found, widths = {}, set()
+            for path in ("/stores", "/stores/vs_1?q=pump"):
+                await page.size(1280, 900)
+                await page.open(path)
+                assert "handbook" in await page.text()
+                found[path] = await findings(page, axe)
+                await page.size(390, 844, mobile=True)
+                widths.add(await page.run("document.documentElement.scrollWidth"))
+    assert found == {"/stores": [], "/stores/vs_1?q=pump": []}
+    assert widths == {390}
 
 
 async def findings(page: Page, axe: str) -> list[str]:
