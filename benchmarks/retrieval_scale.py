@@ -1,10 +1,12 @@
 """Search at size: generated vectors, exact answers; latency and recall of LanceDB as lmtower uses it, and neighbours.
 
-``python retrieval_scale.py ENGINE ROWS FOLDER`` runs one engine in a process of its own and prints one line of JSON.
+``python retrieval_scale.py ENGINE ROWS FOLDER STEP`` takes one step of one engine in a process of its own and prints a
+line of JSON. Steps are ``add``, ``index`` (where the engine has one) and ``ask``; what they build stays in FOLDER.
 Neighbours run in a virtual environment of their own, so this file imports nothing of the project before it knows.
 
 Vectors are 768 numbers: a topic (one of sqrt(rows) * 8) plus noise of nearly its length, normalised; neighbours of one
-topic have a cosine of about 0.55, as chunks of one subject have. Texts are 40 words drawn by Zipf's law from 50,000.
+topic have a cosine of about 0.55, as chunks of one subject have. Texts are 40 words drawn by Zipf's law from 50,000, of
+which the thirty commonest are left out, as the index leaves out stop words.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ PART = 10_000
 QUERIES = 200
 TOP = 10
 NOISE = 0.9
+STOP_WORDS = 30
+IN_FILE = 1000
+STORE = "vs_bench"
 
 
 def topics(rows: int) -> np.ndarray:
@@ -47,9 +52,14 @@ def parts(rows: int) -> Iterator[tuple[int, np.ndarray]]:
 
 def texts(seed: int, count: int, words: int) -> list[str]:
     random = np.random.default_rng(seed)
-    chance = 1 / np.arange(1, 50_001)
+    chance = 1 / np.arange(1 + STOP_WORDS, 50_001 + STOP_WORDS)
     drawn = random.choice(50_000, (count, words), p=chance / chance.sum())
     return [" ".join(f"w{word}" for word in row) for row in drawn]
+
+
+def questions(rows: int) -> tuple[np.ndarray, list[str]]:
+    """Vectors and words to ask with."""
+    return vectors(rows, 5, QUERIES), texts(6, QUERIES, 6)
 
 
 def exact(rows: int, folder: Path) -> np.ndarray:
@@ -57,7 +67,7 @@ def exact(rows: int, folder: Path) -> np.ndarray:
     kept = folder / f"exact-{rows}.npy"
     if kept.exists():
         return np.load(kept)
-    asked = vectors(rows, 5, QUERIES)
+    asked, _ = questions(rows)
     best = np.full((QUERIES, TOP), -2.0, dtype=np.float32)
     names = np.zeros((QUERIES, TOP), dtype=np.int64)
     for start, part in parts(rows):
@@ -87,94 +97,104 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def lmtower(rows: int, folder: Path, truth: np.ndarray) -> dict[str, Any]:
+def lmtower(rows: int, folder: Path, step: str) -> dict[str, Any]:
+    """In a tower's data folder, so that ``retrieval_tower`` can serve what is built here."""
     from lmtower.stores.fusion import fuse
     from lmtower.stores.search import CANDIDATES
-    from lmtower.stores.vectors import Row, Vectors
+    from lmtower.stores.snapshot import Place, Ranked
+    from lmtower.stores.vectors import Row, Vectors, table_name
 
-    store = Vectors(str(folder))
-    started = time.perf_counter()
-    for start, part in parts(rows):
-        lines = texts(start, len(part), 40)
-        numbers = range(start, start + len(part))
-        store.add("t_1", [
-            Row(i, 0, f"{i:032x}", text, 0, None, "", 0, len(text), vector.tobytes())
-            for i, text, vector in zip(numbers, lines, part, strict=True)
-        ])  # fmt: skip
-    added = time.perf_counter()
-    store.tend("t_1")
-    built = time.perf_counter()
-    asked, words = vectors(rows, 5, QUERIES), texts(6, QUERIES, 6)
+    store = Vectors(str(folder / "stores" / "vectors"))
+    table = table_name(STORE, 1)
+    if step == "add":
+        for start, part in parts(rows):
+            lines = texts(start, len(part), 40)
+            store.add(table, [
+                Row(1 + i // IN_FILE, i % IN_FILE, f"{i:032x}", text, 0, None, "", 0, len(text), one.tobytes())
+                for i, (text, one) in enumerate(zip(lines, part, strict=True), start)
+            ])  # fmt: skip
+    if step != "ask":
+        if step == "index":
+            store.tend(table)
+        return {}
+    asked, words = questions(rows)
+    snapshot = store.snapshot(table)
+    assert snapshot is not None
     pool = ThreadPoolExecutor(2)
 
-    def near(i: int) -> list[int]:
-        return [one.entry for one in store.by_vector("t_1", asked[i], TOP)]
-
-    def worded(i: int) -> list[int]:
-        return [one.entry for one in store.by_words("t_1", words[i], asked[i], CANDIDATES)]
+    def shown(ranked: Ranked, i: int) -> list[int]:
+        """What a search reads of the best ten rows, and which they are."""
+        found = snapshot.passages([row for row, _ in ranked[:TOP]], asked[i])
+        places: list[Place] = [found[row].place for row, _ in ranked[:TOP]]
+        return [(place.entry - 1) * IN_FILE + place.number for place in places]
 
     def hybrid(i: int) -> list[int]:
-        one = pool.submit(store.by_vector, "t_1", asked[i], CANDIDATES)
-        other = pool.submit(store.by_words, "t_1", words[i], asked[i], CANDIDATES)
-        return [key[0] for key, _ in fuse([[f.key for f in one.result()], [f.key for f in other.result()]])]
+        both = (
+            pool.submit(snapshot.by_vector, asked[i], CANDIDATES),
+            pool.submit(snapshot.by_words, words[i], CANDIDATES),
+        )
+        return shown(fuse([[row for row, _ in one.result()] for one in both]), i)
 
+    truth = exact(rows, folder.parent)
     return {
-        "add_s": added - started,
-        "index_s": built - added,
-        "vector": measure(near, truth),
-        "words": measure(worded, None),
+        "vector": measure(lambda i: shown(snapshot.by_vector(asked[i], CANDIDATES), i), truth),
+        "words": measure(lambda i: shown(snapshot.by_words(words[i], CANDIDATES), i), None),
         "hybrid": measure(hybrid, None),
     }
 
 
-def chroma(rows: int, folder: Path, truth: np.ndarray) -> dict[str, Any]:
+def chroma(rows: int, folder: Path, step: str) -> dict[str, Any]:
     import chromadb
 
     client = chromadb.PersistentClient(str(folder), chromadb.Settings(anonymized_telemetry=False))
-    collection = client.create_collection("bench", metadata={"hnsw:space": "cosine"}, embedding_function=None)
-    started = time.perf_counter()
-    for start, part in parts(rows):
-        lines = texts(start, len(part), 40)
-        for at in range(0, len(part), 5000):
-            ids = [str(start + at + i) for i in range(len(part[at : at + 5000]))]
-            collection.add(ids=ids, embeddings=part[at : at + 5000], documents=lines[at : at + 5000])
-    added = time.perf_counter()
-    asked = vectors(rows, 5, QUERIES)
+    collection = client.get_or_create_collection("bench", metadata={"hnsw:space": "cosine"}, embedding_function=None)
+    if step == "add":
+        for start, part in parts(rows):
+            lines = texts(start, len(part), 40)
+            for at in range(0, len(part), 5000):
+                ids = [str(start + at + i) for i in range(len(part[at : at + 5000]))]
+                collection.add(ids=ids, embeddings=part[at : at + 5000], documents=lines[at : at + 5000])
+    if step != "ask":
+        return {}
+    asked, _ = questions(rows)
 
     def near(i: int) -> list[int]:
         return [int(one) for one in collection.query(query_embeddings=asked[i : i + 1], n_results=TOP)["ids"][0]]
 
-    return {"add_s": added - started, "index_s": 0.0, "vector": measure(near, truth)}
+    return {"vector": measure(near, exact(rows, folder.parent))}
 
 
-def qdrant(rows: int, folder: Path, truth: np.ndarray) -> dict[str, Any]:
+def qdrant(rows: int, folder: Path, step: str) -> dict[str, Any]:
+    """Local mode compares with every vector, in numpy."""
     from qdrant_client import QdrantClient, models
 
     client = QdrantClient(path=str(folder))
-    config = models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)
-    client.create_collection("t", vectors_config=config)
-    started = time.perf_counter()
-    for start, part in parts(rows):
-        payload = [{"text": text} for text in texts(start, len(part), 40)]
-        client.upload_collection("t", part, payload, ids=range(start, start + len(part)), batch_size=1000)
-    added = time.perf_counter()
-    asked = vectors(rows, 5, QUERIES)
+    if step == "add":
+        config = models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)
+        client.create_collection("t", vectors_config=config)
+        for start, part in parts(rows):
+            payload = [{"text": text} for text in texts(start, len(part), 40)]
+            client.upload_collection("t", part, payload, ids=range(start, start + len(part)), batch_size=1000)
+    if step != "ask":
+        return {}
+    asked, _ = questions(rows)
 
     def near(i: int) -> list[int]:
         return [int(point.id) for point in client.query_points("t", query=asked[i].tolist(), limit=TOP).points]
 
-    return {"add_s": added - started, "index_s": 0.0, "vector": measure(near, truth)}
+    return {"vector": measure(near, exact(rows, folder.parent))}
 
 
-def main(engine: str, rows: int, folder: Path) -> None:
+def main(engine: str, rows: int, folder: Path, step: str) -> None:
     os.environ.setdefault("RUST_LOG", "error")
     folder.mkdir(parents=True, exist_ok=True)
-    truth = exact(rows, folder)
     place = folder / f"{engine}-{rows}"
-    result = {"lmtower": lmtower, "chroma": chroma, "qdrant": qdrant}[engine](rows, place, truth)
+    started = time.perf_counter()
+    result = {"lmtower": lmtower, "chroma": chroma, "qdrant": qdrant}[engine](rows, place, step)
+    seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(result | {"engine": engine, "rows": rows, "disk_bytes": disk_bytes(place), "peak_bytes": peak}))
+    print(json.dumps(result | {"seconds": seconds, "disk_bytes": disk_bytes(place), "peak_bytes": peak}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

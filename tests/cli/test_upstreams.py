@@ -73,7 +73,11 @@ def test_engines_without_a_card_run_as_children() -> None:
 def test_another_port_moves_both_listeners() -> None:
     """`--port` keeps the hosts of the tower file; the admin listener takes the next port."""
     loaded = Loaded(TOWER, Path("tower.yaml"), (), (), {})
-    assert with_port(loaded, 9000) == {"gateway.listen": "0.0.0.0:9000", "gateway.admin": "127.0.0.1:9001"}
+    assert with_port(loaded, 9000) == {
+        "gateway.listen": "0.0.0.0:9000",
+        "gateway.admin": "127.0.0.1:9001",
+        "stores.listen": "127.0.0.1:9002",
+    }
     assert with_port(loaded, None) == {}
 
 

@@ -99,3 +99,30 @@ def test_documents_are_searched_and_cited_for_their_owner_alone(tower: tuple[Fak
     assert response.output_text == ANSWER
     message = json.loads(response.output[-1].model_dump_json())
     assert message["content"][0]["annotations"][0]["filename"] == "leave.md"
+
+
+def test_embedding_is_booked_on_the_client_that_owns_the_store(
+    tower: tuple[FakeEngine, str, str, str], tmp_path: Path
+) -> None:
+    """Documents and questions count for ada, documents in the batch lane; nobody can book work on another."""
+    engine, base, ada_key, eve_key = tower
+    with OpenAI(base_url=base, api_key=ada_key, max_retries=0) as ada:
+        store = ada.vector_stores.create(name="handbook")
+        ada.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=("leave.md", b"30 days of leave."))
+        assert ada.vector_stores.search(store.id, query="days of leave").data
+    forged = {"x-lmtower-on-behalf-of": "ada", "x-lmtower-internal": "guessed", "x-lmtower-lane": "interactive"}
+    headers = {"authorization": f"Bearer {eve_key}", **forged}
+    body = {"model": "embed-document", "input": "mine"}
+    assert httpx.post(f"{base}/embeddings", headers=headers, json=body).status_code == 200
+    assert not any("lmtower" in name.lower() for name in engine.requests[-1].headers)
+    ledger = Ledger.open(tmp_path / "data")
+    rows = ledger.usage(("client", "persona", "lane")).rows
+    ledger.shut()
+    used = {tuple(row.group[key] for key in ("client", "persona", "lane")): row.requests for row in rows}
+    # the probe, which asks which model it is, is the tower's own
+    assert used == {
+        ("ada", "embed-document", "batch"): 1,
+        ("ada", "embed-query", "default"): 1,
+        ("eve", "embed-document", "batch"): 1,
+        ("stores", "embed-document", "batch"): 1,
+    }

@@ -49,6 +49,8 @@ class EmbeddingGateway:
         self.salt = ""
         self.refuse: str | None = None
         self.away = False
+        self.limited: set[str] = set()
+        """Clients on whose behalf nothing is embedded now: their limits are used up."""
         self.delay_seconds = delay_seconds
         self._log = log.open("a", buffering=1) if log else None
         self._lock = threading.Lock()
@@ -73,6 +75,8 @@ class EmbeddingGateway:
             return 503, {"error": {"message": "the engine is starting"}}
         if path == "/v1/rerank":
             return 200, {"results": self._rerank(body)}
+        if headers.get("x-lmtower-on-behalf-of") in self.limited:
+            return 429, {"error": {"message": "30 requests a day are used up", "code": "insufficient_quota"}}
         texts = body["input"]
         if self.refuse and any(self.refuse in text for text in texts):
             return 400, {"error": {"message": "this text is too long"}}

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from lmtower.stores import pipeline
+from lmtower.stores.access import OPERATOR
 from lmtower.stores.extract import ChunkRow
 from lmtower.stores.jobs import Jobs
 from lmtower.stores.launch import Personas
 from lmtower.stores.vectors import Row, Vectors, table_name
-from tests.stores.conftest import Running
+from tests.stores.conftest import SECRET, Running
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def names(running: Running, store_id: str, query: str, client: str = "ada") -> list[str]:
@@ -40,13 +50,48 @@ def test_the_same_text_is_embedded_once_in_a_store(running: Running) -> None:
 
 
 def test_documents_go_in_the_batch_lane_and_questions_do_not(running: Running) -> None:
-    """Personas, lane and client of every embedding request are right."""
+    """Personas, lane and client of every embedding request are right; the secret proves who names the client."""
     store = running.put({"a.txt": "Whales sing."})
     names(running, store.id, "whales")
-    seen = {(body["model"], headers["x-lmtower-lane"]) for _, headers, body in running.gateway.requests}
-    assert seen == {("embed-document", "batch"), ("embed-query", "interactive")}
+    seen = {(body["model"], headers.get("x-lmtower-lane")) for _, headers, body in running.gateway.requests}
+    assert seen == {("embed-document", "batch"), ("embed-query", None)}
     owners = {headers.get("x-lmtower-on-behalf-of") for _, headers, _ in running.gateway.requests}
     assert owners == {"ada", None}
+    assert {headers["x-lmtower-internal"] for _, headers, _ in running.gateway.requests} == {SECRET}
+
+
+def test_the_operators_documents_are_the_towers_own_work(running: Running) -> None:
+    """What the operator stores and asks is embedded on behalf of nobody."""
+    store = running.put({"a.txt": "Whales sing."}, client=OPERATOR)
+    names(running, store.id, "whales", OPERATOR)
+    assert {headers.get("x-lmtower-on-behalf-of") for _, headers, _ in running.gateway.requests} == {None}
+
+
+def test_a_client_over_its_limit_waits_alone(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a client whose limit is used up wait and say why to it alone; others go on; then they are done."""
+    monkeypatch.setattr(pipeline, "REST_SECONDS", 0.2)
+    running.gateway.limited = {"eve"}
+    with running.http("eve", "eve") as eve:
+        stored = eve.post("/v1/files", files={"file": ("e.txt", b"Eve sings.")}, data={"purpose": "assistants"}).json()
+        hers = eve.post("/v1/vector_stores", json={"name": "e", "file_ids": [stored["id"]]}).json()["id"]
+        store = running.put({"a.txt": "Whales sing."})
+        progress = f"/v1/vector_stores/{hers}/progress"
+        wait_until(lambda: eve.get(progress).json()["trouble"] == "30 requests a day are used up")
+        assert names(running, store.id, "whales") == ["a.txt"]
+        with running.http("ada") as ada:
+            assert ada.get(f"/v1/vector_stores/{store.id}/progress").json()["trouble"] == ""
+        running.gateway.limited = set()
+        assert running.wait(hers)["file_counts"]["completed"] == 1
+
+
+def test_a_search_over_the_limit_is_429_in_the_gateways_words(running: Running) -> None:
+    """A question that the client's limits refuse is refused as any request would be, not as an engine that is away."""
+    store = running.put({"a.txt": "Whales sing."})
+    running.gateway.limited = {"ada"}
+    with running.http("ada") as http:
+        reply = http.post(f"/v1/vector_stores/{store.id}/search", json={"query": "whales"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert reply.json()["error"]["message"] == "30 requests a day are used up"
 
 
 def test_a_text_that_the_engine_refuses_fails_its_file_alone(running: Running) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import httpx
 import pytest
 
+from lmtower.stores.access import OPERATOR
 from lmtower.stores.app import application
 from tests.stores.conftest import SECRET, Running
 
@@ -120,3 +123,28 @@ def test_without_the_secret_nothing_answers(running: Running) -> None:
             assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
         assert httpx.post(f"{running.url}/internal/search", headers=headers, json={}).status_code == 401
         assert httpx.post(f"{running.url}/v1/files", headers=headers, files={"file": b"x"}).status_code == 401
+
+
+def test_a_store_outlives_the_key_that_made_it(running: Running, owned: dict[str, str]) -> None:
+    """A client is its name: with a new key of the same name it has its stores, files and their shares as before."""
+    with running.http("key_new", "ada") as ada:
+        assert [one["id"] for one in ada.get("/v1/vector_stores").json()["data"]] == [owned["{store_id}"]]
+        assert ada.get(f"/v1/files/{owned['{file_id}']}/content").content == b"Ada's secret is blue."
+
+
+def test_names_outside_latin_1_are_told_apart(running: Running) -> None:
+    """Two clients whose names no header can carry as they are do not become one."""
+    with running.http("key_1", quote("Жанна")) as one, running.http("key_2", quote("Щукин")) as other:
+        store = one.post("/v1/vector_stores", json={"name": "x", "shared_with": []}).json()["id"]
+        assert other.get(f"/v1/vector_stores/{store}").status_code == 404
+        one.post(f"/v1/vector_stores/{store}", json={"shared_with": ["Щукин"]}).raise_for_status()
+        assert other.get(f"/v1/vector_stores/{store}").status_code == 200
+
+
+def test_a_client_called_like_the_operator_is_refused(running: Running, owned: dict[str, str]) -> None:
+    """The name of a key gives no rights."""
+    with running.http("key_1", quote(OPERATOR, safe="")) as client:
+        assert client.get("/v1/vector_stores").status_code == 403
+    with running.http() as gateway:
+        body = {"client": OPERATOR, "query": "secret", "vector_store_ids": [owned["{store_id}"]]}
+        assert gateway.post("/internal/search", json=body).status_code == 403

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lmtower.stores import vectors
-from lmtower.stores.vectors import Floats, Row, Vectors
+from lmtower.stores.snapshot import Floats, Ranked, Snapshot
+from lmtower.stores.vectors import Row, Vectors
 
 DIMENSIONS = 128
 
@@ -50,11 +51,28 @@ def nearest(matrix: Floats, query: Floats, count: int) -> list[int]:
 
 
 def recall(store: Vectors, matrix: Floats, queries: Floats) -> float:
-    right = sum(
-        len({one.entry for one in store.by_vector("t_1", query, 10)} & set(nearest(matrix, query, 10)))
-        for query in queries
-    )
+    right = sum(len(set(near(store, query, 30)[:10]) & set(nearest(matrix, query, 10))) for query in queries)
     return right / (10 * len(queries))
+
+
+def snapshot(store: Vectors) -> Snapshot:
+    found = store.snapshot("t_1")
+    assert found is not None
+    return found
+
+
+def entries(store: Vectors, ranked: Ranked) -> list[int]:
+    """The files of these rows, in their order."""
+    passages = snapshot(store).passages([row for row, _ in ranked], np.ones(DIMENSIONS, dtype=np.float32))
+    return [passages[row].place.entry for row, _ in ranked]
+
+
+def near(store: Vectors, query: Floats, limit: int, chosen: list[int] | None = None) -> list[int]:
+    return entries(store, snapshot(store).by_vector(query, limit, chosen))
+
+
+def worded(store: Vectors, words: str, limit: int, chosen: list[int] | None = None) -> list[int]:
+    return entries(store, snapshot(store).by_words(words, limit, chosen))
 
 
 def test_small_table_is_searched_exactly(tmp_path: Path) -> None:
@@ -63,8 +81,10 @@ def test_small_table_is_searched_exactly(tmp_path: Path) -> None:
     store.add("t_1", rows(matrix))
     store.tend("t_1")
     assert recall(store, matrix, made(20, 2)) == 1.0
-    best = store.by_vector("t_1", matrix[7], 1)[0]
-    assert (best.entry, best.text, round(best.similarity, 4)) == (7, "number7 word", 1.0)
+    ((row, cosine),) = snapshot(store).by_vector(matrix[7], 1)
+    best = snapshot(store).passages([row], matrix[7])[row]
+    assert (best.place.entry, best.text, round(best.similarity, 4)) == (7, "number7 word", 1.0)
+    assert round(cosine, 4) == 1.0
 
 
 def test_indexed_table_finds_the_same_and_new_rows_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +95,7 @@ def test_indexed_table_finds_the_same_and_new_rows_at_once(tmp_path: Path, monke
     store.tend("t_1")
     store.add("t_1", rows(matrix[4000:], 4000))
     assert recall(store, matrix, made(50, 2)) >= 0.95
-    assert store.by_words("t_1", "number4500", matrix[0], 5)[0].entry == 4500
+    assert worded(store, "number4500", 5)[0] == 4500
     store.tend("t_1")
     assert recall(store, matrix, made(50, 2)) >= 0.95
 
@@ -85,9 +105,9 @@ def test_filter_is_applied_before_the_search(tmp_path: Path) -> None:
     store, matrix = Vectors(str(tmp_path)), made(500, 1)
     store.add("t_1", rows(matrix))
     chosen = [3, 99, 450]
-    assert {one.entry for one in store.by_vector("t_1", matrix[0], 3, chosen)} == set(chosen)
-    assert {one.entry for one in store.by_words("t_1", "word", matrix[0], 10, chosen)} == set(chosen)
-    assert store.by_vector("t_1", matrix[0], 3, []) == []
+    assert set(near(store, matrix[0], 3, chosen)) == set(chosen)
+    assert set(worded(store, "word", 10, chosen)) == set(chosen)
+    assert near(store, matrix[0], 3, []) == []
 
 
 def test_deleted_rows_are_gone_and_known_texts_are_found(tmp_path: Path) -> None:
@@ -98,7 +118,7 @@ def test_deleted_rows_are_gone_and_known_texts_are_found(tmp_path: Path) -> None
     assert store.count("t_1") == 8
     assert store.known("t_1", [digest(1), digest(3), digest(77)]) == {digest(3): matrix[3].tobytes()}
     store.drop("t_1")
-    assert (store.count("t_1"), store.by_vector("t_1", matrix[0], 3), store.known("t_1", [digest(3)])) == (0, [], {})
+    assert (store.count("t_1"), store.snapshot("t_1"), store.known("t_1", [digest(3)])) == (0, None, {})
 
 
 def test_words_of_a_question_are_not_a_query_language(tmp_path: Path) -> None:
@@ -106,5 +126,19 @@ def test_words_of_a_question_are_not_a_query_language(tmp_path: Path) -> None:
     store, matrix = Vectors(str(tmp_path)), made(3, 1)
     store.add("t_1", rows(matrix))
     for words in ('"number1', "number1 AND (", "+number1 -word", "number1:*", "text:number1^9"):
-        assert store.by_words("t_1", words, matrix[0], 5)[0].entry == 1
-    assert store.by_words("t_1", " ?! ", matrix[0], 5) == []
+        assert worded(store, words, 5)[0] == 1
+    assert worded(store, " ?! ", 5) == []
+
+
+def test_a_snapshot_keeps_its_rows_while_the_table_is_rewritten(tmp_path: Path) -> None:
+    """Row numbers of a search hold until its passages are read, though rows are deleted and files rewritten between."""
+    store, matrix = Vectors(str(tmp_path)), made(300, 1)
+    for start in range(0, 300, 100):
+        store.add("t_1", rows(matrix[start : start + 100], start))
+    before = snapshot(store)
+    ranked = before.by_vector(matrix[250], 3)
+    store.delete("t_1", range(100))
+    store.tend("t_1")
+    passages = before.passages([row for row, _ in ranked], matrix[250])
+    assert [passages[row].place.entry for row, _ in ranked] == nearest(matrix, matrix[250], 3)
+    assert set(near(store, matrix[5], 5)).isdisjoint(range(100))

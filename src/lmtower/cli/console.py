@@ -72,7 +72,7 @@ def settings(options: Globals, admin: str | None, gateway: str | None, hosts: fr
         read=lambda: options.load().tower,
         plan=lambda: _plan(options),
         local_memory=dict if admin else lambda: _local_memory(options.load().tower),
-        stores_url=url(tower.stores.listen),
+        stores_url=url(running.get("stores", tower.stores.listen)),
         prometheus_url=prometheus,
         hosts=hosts | frozenset(tower.gateway.hosts),
         # the gateway's certificate has its public name, not this machine's loopback address

@@ -52,15 +52,16 @@ class Serving:
 
 
 def with_port(loaded: Loaded, port: int | None) -> dict[str, Any]:
-    """Overrides that move the tower to another port; the admin listener follows on the next one."""
+    """Overrides that move the tower to another port; admin listener and store service follow on the next ones."""
     if port is None:
         return {}
     gateway = loaded.tower.gateway
-    hosts = {"listen": parse_listen(gateway.listen)[0], "admin": parse_listen(gateway.admin)[0]}
-    shown = {key: f"[{host}]" if ":" in host else host for key, host in hosts.items()}
+    moved = {"gateway.listen": (gateway.listen, port), "gateway.admin": (gateway.admin, port + 1 if port else 0)}
+    if port:  # the service's port has to be known beforehand
+        moved["stores.listen"] = (loaded.tower.stores.listen, port + 2)
+    hosts = {key: parse_listen(listen)[0] for key, (listen, _) in moved.items()}
     return {
-        "gateway.listen": f"{shown['listen']}:{port}",
-        "gateway.admin": f"{shown['admin']}:{port + 1 if port else 0}",
+        key: f"[{hosts[key]}]:{to}" if ":" in hosts[key] else f"{hosts[key]}:{to}" for key, (_, to) in moved.items()
     }
 
 
@@ -120,7 +121,8 @@ async def _serve_stores(ledger: Ledger, serving: Serving, loaded: Loaded, listen
     host = "127.0.0.1" if listen[0] in ("0.0.0.0", "::") else listen[0]
     scheme = "https" if loaded.tower.gateway.tls is not None else "http"
     key = await asyncio.to_thread(store_key, ledger, data_dir)
-    argv = stores.command(loaded.path.absolute(), data_dir, f"{scheme}://{host}:{listen[1]}")
+    gateway = f"{scheme}://{host}:{listen[1]}"
+    argv = stores.command(loaded.path.absolute(), data_dir, gateway, loaded.tower.stores.listen)
     await StoreService(argv, key, data_dir / "logs" / "stores.log").run()
 
 

@@ -43,15 +43,16 @@ def create(
 def add(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Name or id of the store.")],
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", exists=True)],
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, and patterns such as 'docs/**/*.md'.")],
     url: Url = None,
     key: Key = None,
 ) -> None:
     """Put files in; what is in already is left as it is."""
-    from lmtower.cli.store_work import connect, ingest
+    from lmtower.cli.store_work import connect, expand, ingest
 
+    found = expand(paths)
     with connect(ctx.obj, url, key) as client:
-        ingest(ctx.obj, client, client.find(name), paths, remove=False)
+        ingest(ctx.obj, client, client.find(name), found, remove=False)
 
 
 @app.command()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,15 @@ def connect(options: Globals, url: str | None, key: str | None) -> StoreClient:
     if not secret.exists():
         raise StoreError(f"no tower with stores runs on {options.data_dir}: start it with lmtower up.")
     headers = {"x-lmtower-internal": secret.read_text().strip(), "x-lmtower-client": OPERATOR}
-    return StoreClient(_url(options.load().tower.stores.listen), headers)
+    listen = _running(options).get("stores") or options.load().tower.stores.listen
+    return StoreClient(_url(listen), headers)
+
+
+def _running(options: Globals) -> Json:
+    """Where this tower listens, if it runs: the command line may have moved it."""
+    from lmtower.cli.running import running_tower
+
+    return running_tower(options.data_dir) or {}
 
 
 def _url(listen: str) -> str:
@@ -54,6 +64,17 @@ def _url(listen: str) -> str:
 
 
 # -- adding
+
+
+def expand(paths: Sequence[str]) -> list[Path]:
+    """Files and folders; what does not exist as it is written is a pattern. Raises Refused when nothing is there."""
+    found: list[Path] = []
+    for path in paths:
+        matched = [Path(path)] if os.path.lexists(path) else [Path(one) for one in sorted(glob(path, recursive=True))]
+        if not matched:
+            raise Refused(f"there is no file, no folder and nothing that matches {path!r}.")
+        found += matched
+    return found
 
 
 def ingest(options: Globals, client: StoreClient, store: Json, paths: Sequence[Path], *, remove: bool) -> None:
@@ -161,7 +182,7 @@ def answer(
         else:
             print(f"Nothing about this was found in store {store!r}.")
         return
-    base = (url or _url(options.load().tower.gateway.listen)).rstrip("/").removesuffix("/v1")
+    base = (url or _gateway(options)).rstrip("/").removesuffix("/v1")
     token = key or _own_key(options)
     text = ""
     for piece in _stream(base, token, persona, f"{citations.passages(shown)}\n\nQuestion: {question}"):
@@ -175,6 +196,12 @@ def answer(
     print("\n")
     for hit in cited or range(len(shown)):
         print(f"[{hit + 1}] {citations.source(shown[hit])}")
+
+
+def _gateway(options: Globals) -> str:
+    settings = options.load().tower.gateway
+    url = _url(_running(options).get("listen") or settings.listen)
+    return url.replace("http://", "https://", 1) if settings.tls is not None else url
 
 
 def _own_key(options: Globals) -> str:

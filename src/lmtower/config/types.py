@@ -306,10 +306,10 @@ class Stores(Section):
     document_persona: ModelName | None = Field(default=None, description="Embedding persona for documents.")
     query_persona: ModelName | None = Field(default=None, description="Embedding persona for queries.")
     rerank_persona: ModelName | None = Field(default=None, description="Rerank persona; none: no reranking.")
-    vector_weight: float = Field(
-        default=1.0,
+    vector_weight: float | None = Field(
+        default=None,
         ge=0,
-        description="Weight of the search by meaning beside that by words (1). Small embedding models: about 0.2.",
+        description="Weight of the search by meaning beside that by words (1). Default: 1; 0.2 for word vectors.",
     )
     listen: str = Field(default="127.0.0.1:8082", description="Private address of the store process.")
     max_file: Size = Field(default=256 * 1024**2, description="Largest file.")

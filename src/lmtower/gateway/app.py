@@ -109,7 +109,7 @@ class Gateway:
             asyncio.create_task(self.watch.run(lambda: self.snapshot.tower.gateway)),
             asyncio.create_task(self._watch_files()),
         ]
-        _write_state(self.data_dir, listen, admin)
+        _write_state(self.data_dir, listen, admin, self.snapshot.tower.stores.listen)
         return listen, admin
 
     async def stop(self) -> None:
@@ -264,12 +264,13 @@ def _changed_at(path: Path) -> float:
         return 0.0
 
 
-def _write_state(data_dir: Path, listen: tuple[str, int], admin: tuple[str, int]) -> None:
+def _write_state(data_dir: Path, listen: tuple[str, int], admin: tuple[str, int], stores: str) -> None:
     """Tell the CLI where this tower is."""
     state = {
         "pid": os.getpid(),
         "listen": f"{listen[0]}:{listen[1]}",
         "admin": f"{admin[0]}:{admin[1]}",
+        "stores": stores,
         "started_at": time.time(),
     }
     (data_dir / "tower.json").write_bytes(msgspec.json.encode(state))

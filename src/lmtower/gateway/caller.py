@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lmtower.config.types import Lane
 from lmtower.gateway import identity, routes
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.exchange import Header, Request
@@ -45,6 +46,7 @@ class Caller:
         "dialect",
         "end_user",
         "keys",
+        "lane",
         "patience",
         "repeats",
         "request_id",
@@ -67,6 +69,8 @@ class Caller:
         """The client's own, if it gave one."""
         self.client: Client | None = None
         """Set once the key was looked up."""
+        self.lane: Lane | None = None
+        """Another lane than the persona's, set with the client."""
         self.end_user = identity.end_user(headers)
         self.session = identity.session(headers)
         self.patience = identity.patience(headers)

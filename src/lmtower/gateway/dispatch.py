@@ -39,7 +39,7 @@ class Dispatcher:
         assert flow.engine is not None
         assert flow.persona is not None
         admission = flow.engine.admission
-        lane = flow.persona.lane
+        lane = flow.caller.lane or flow.persona.lane
         relay = Relay(flow, prepared.reply, self.clock) if prepared.stream else None
         if relay is not None:
             self.watch.relays.add(relay)

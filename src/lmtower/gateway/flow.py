@@ -93,7 +93,7 @@ class Flow:
             engine=engine.name if engine else "",
             replica=self.replica,
             protocol=self.protocol,
-            lane=persona.lane if persona else "",
+            lane=self.caller.lane or (persona.lane if persona else ""),
             outcome=self.outcome,
             status=self.status,
             stream=self.stream,

@@ -179,13 +179,28 @@ class Handler:
             return client
         tokens = identity.tokens(request.headers)
         for token in tokens:
-            client = caller.client = self.ledger.find(token)
+            client = self.ledger.find(token)
             if client is not None:
+                if b"x-lmtower-on-behalf-of" in request.headers:
+                    client = self._on_behalf(caller, request) or client
+                caller.client = client
                 return client
         self.metrics.count(AUTH_FAILURES, "unknown_key" if tokens else "missing_key")
         if tokens:
             raise Fault(401, "invalid_api_key", "This API key is not valid: unknown, expired or revoked.")
         raise Fault(401, "missing_api_key", "Send an API key as 'Authorization: Bearer <key>' or in 'x-api-key'.")
+
+    def _on_behalf(self, caller: Caller, request: Request) -> Client | None:
+        """The client that the store service embeds for: its usage, its limits. Raises Fault when it has no key."""
+        behalf = self.knowledge.behalf(request.headers)
+        if behalf is None:
+            return None
+        client = self.ledger.named(behalf.client)
+        if client is None:
+            raise Fault(403, "client_unknown", f"No active key is called {behalf.client[:100]!r}.", should_retry=False)
+        caller.lane = behalf.lane
+        # which persona embeds is the tower's choice: a key that may not name it may still have stores
+        return msgspec.structs.replace(client, personas=None)
 
     def _way(self, flow: Flow, caller: Caller, top: Top) -> Way:
         """Where the request's model leads. Raises Fault."""

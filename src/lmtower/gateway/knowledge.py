@@ -1,18 +1,22 @@
 """The door to the store service: its API forwarded under the gateway's keys, ``file_search`` run for personas.
 
 The service is a process of its own on a private address. It trusts whoever knows the tower's internal secret and
-names the client, so the gateway checks the key and says who asks.
+names the client, so the gateway checks the key and says who asks. The other way round, the service embeds through the
+gateway with a key of its own, and the same secret lets it say for whom: usage, limits and lane are then that client's.
 """
 
 from __future__ import annotations
 
+import hmac
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 import msgspec
 
 from lmtower.config.folder import INTERNAL_KEY
+from lmtower.config.types import LANES, Lane
 from lmtower.gateway.exchange import Exchange, Header
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.upstream import Pool, UpstreamLost
@@ -29,6 +33,13 @@ _SENT = (b"content-type", b"accept", b"x-stainless-poll-helper")
 _RETURNED = (b"content-type", b"content-disposition", b"openai-poll-after-ms", b"retry-after")
 
 
+class Behalf(NamedTuple):
+    """For whom the store service asks, and in which lane."""
+
+    client: str
+    lane: Lane | None
+
+
 class Knowledge:
     """Talks to the store service at ``listen``; the secret is read when it is first needed."""
 
@@ -40,6 +51,18 @@ class Knowledge:
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
+
+    def behalf(self, headers: Mapping[bytes, bytes]) -> Behalf | None:
+        """Whose work this request is, when the store service sends it. A client cannot say so: it lacks the secret.
+
+        None for everybody else, and for what the service does for the tower itself.
+        """
+        proof = headers.get(b"x-lmtower-internal")
+        name = headers.get(b"x-lmtower-on-behalf-of")
+        if proof is None or name is None or not hmac.compare_digest(proof, self._key()):
+            return None
+        lane = headers.get(b"x-lmtower-lane", b"").decode("latin-1")
+        return Behalf(unquote(name.decode("latin-1")), next((one for one in LANES if one == lane), None))
 
     async def forward(self, exchange: Exchange, client: Client, path: str, headers: list[Header]) -> None:
         """Pass a files or vector-stores request on and its answer back. Raises Fault."""
@@ -71,8 +94,8 @@ class Knowledge:
             return None
         ask: dict[str, Any] = {
             **(wanted.options if wanted else {}),
-            "client": client.id,
-            "client_name": client.name,
+            "client": client.name,
+            "key": client.id,
             "query": query[:8000],
             "stores": list(persona.stores),
             "vector_store_ids": list(wanted.store_ids) if wanted else [],
@@ -106,7 +129,7 @@ class Knowledge:
         who = [
             (b"x-lmtower-internal", self._key()),
             (b"x-lmtower-client", client.id.encode()),
-            (b"x-lmtower-client-name", client.name.encode("latin-1", "replace")),
+            (b"x-lmtower-client-name", quote(client.name, safe="").encode()),
         ]
         try:
             return await self._pool.call(target, [body], method=method, headers=[*who, *headers])

@@ -54,6 +54,16 @@ class KeyTable:
             return None
         return client
 
+    def named(self, name: str) -> Client | None:
+        """The client of that name: of several keys that share it, the newest that is valid."""
+        now = time.time()
+        valid = [
+            one
+            for one in self._clients.values()
+            if one.name == name and (one.expires_at is None or one.expires_at > now)
+        ]
+        return max(valid, key=lambda one: one.created_at, default=None)
+
     def refresh(self, database: Database, prepare: Callable[[Iterable[Client]], None] | None = None) -> bool:
         """Read the keys again if any process changed them. Blocks. Returns whether they were read.
 

@@ -82,6 +82,10 @@ class Ledger:
         keys that expire."""
         return self._keys.state
 
+    def named(self, name: str) -> Client | None:
+        """The newest valid key of that name; None when there is none."""
+        return self._keys.named(name)
+
     def record(self, record: UsageRecord) -> None:
         """Write one finished request to the journal. Never raises: what the disk refuses waits in memory."""
         if self._pending_since is None:

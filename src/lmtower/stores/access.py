@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, Select, Table
 
-from lmtower.stores.faults import invalid
+from lmtower.stores.faults import ApiError, invalid
 
 OPERATOR = "lmtower:operator"
 Record = Row[Any]
@@ -15,14 +15,24 @@ Record = Row[Any]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. The operator (the CLI and the console of the tower) sees everything."""
+    """Who asks: a client by its name, which outlives its keys. The operator (CLI and console) sees everything.
+
+    ``key`` is the id of the key that it asks with: a store may be shared with a single key, too.
+    """
 
     client: str
-    name: str = ""
+    key: str = ""
 
     @property
     def operator(self) -> bool:
         return self.client == OPERATOR
+
+
+def client_of_gateway(name: str, key: str) -> Caller:
+    """Whom the gateway speaks for. Raises ApiError for a key that somebody called like the operator."""
+    if name == OPERATOR:
+        raise ApiError(403, f"A client cannot be called {OPERATOR!r}.", code="invalid_name")
+    return Caller(name, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ def read_page(
 def may_read(caller: Caller, store: Record) -> bool:
     if caller.operator or store.client == caller.client:
         return True
-    return any(name in ("*", caller.client, caller.name) for name in store.shared_with if name)
+    return any(name in ("*", caller.client, caller.key) for name in store.shared_with if name)
 
 
 def expires_at(store: Record) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import anyio.to_thread
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from lmtower.stores import files, search_api, stores_api
-from lmtower.stores.access import Caller
+from lmtower.stores.access import OPERATOR, Caller, client_of_gateway
 from lmtower.stores.call import Call, Handler, reply
 from lmtower.stores.faults import ApiError
 from lmtower.stores.metrics import Lag, render
@@ -94,7 +95,9 @@ def _caller(service: Service, request: Request) -> Caller:
     client = request.headers.get("x-lmtower-client", "")
     if not hmac.compare_digest(secret.encode(), service.settings.secret.encode()) or not client:
         raise ApiError(401, "Vector stores are reached through the gateway, with a key.", code="invalid_api_key")
-    return Caller(client, request.headers.get("x-lmtower-client-name", ""))
+    if client == OPERATOR:
+        return Caller(client)
+    return client_of_gateway(unquote(request.headers.get("x-lmtower-client-name", "")) or client, client)
 
 
 async def _body(request: Request) -> bytes:

@@ -28,6 +28,8 @@ from lmtower.stores.faults import ApiError, missing
 from lmtower.stores.schema import BATCHES, CHUNKS, ENTRIES, FILES, GRAVES, STORES
 from lmtower.stores.vectors import table_name
 
+TOUCH_SECONDS = 60
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
@@ -129,10 +131,13 @@ class Catalogue:
             connection.execute(update(STORES).where(STORES.c.id == store_id).values(new))
             return self._store(connection, caller, store_id)
 
-    def touch(self, store_ids: Sequence[str]) -> None:
-        with self.engine.begin() as connection:
-            active = {"last_active_at": int(self.now())}
-            connection.execute(update(STORES).where(STORES.c.id.in_(store_ids)).values(active))
+    def touch(self, stores: Sequence[Record]) -> None:
+        """They were used. Once a minute is enough for what expires in days: a search should not wait for a writer."""
+        now = int(self.now())
+        idle = [store.id for store in stores if now - store.last_active_at >= TOUCH_SECONDS]
+        if idle:
+            with self.engine.begin() as connection:
+                connection.execute(update(STORES).where(STORES.c.id.in_(idle)).values(last_active_at=now))
 
     def named_stores(self, names: Sequence[str]) -> list[Record]:
         """Stores that a persona is given in the tower file, by name or id: the operator's first, else the only one."""

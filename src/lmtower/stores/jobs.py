@@ -84,10 +84,12 @@ class Jobs:
             )
             connection.execute(delete(CHUNKS).where(CHUNKS.c.entry.in_(entries)))
 
-    def texts(self, busy: Collection[Text], limit: int, tokens: int) -> Batch | None:
-        """The next texts without a vector, all of one store, none of them under way."""
+    def texts(self, busy: Collection[Text], limit: int, tokens: int, resting: Collection[str] = ()) -> Batch | None:
+        """The next texts without a vector, all of one store, none of them under way, none of a client that rests."""
         columns = (CHUNKS.c.store_id, CHUNKS.c.hash, CHUNKS.c.text, CHUNKS.c.tokens, STORES.c.client)
         query = select(*columns).join(STORES, STORES.c.id == CHUNKS.c.store_id).where(CHUNKS.c.vector.is_(None))
+        if resting:
+            query = query.where(STORES.c.client.not_in(resting))
         query = query.order_by(CHUNKS.c.entry, CHUNKS.c.number).limit(limit + len(busy))
         batch: Batch | None = None
         budget = tokens

@@ -45,7 +45,7 @@ def wanted(tower: Tower) -> bool:
     return installed() and choose_personas(tower) is not None
 
 
-def command(config: Path, data_dir: Path, gateway: str | None = None) -> list[str]:
+def command(config: Path, data_dir: Path, gateway: str, listen: str) -> list[str]:
     """The argv of the service. It ends when its standard input closes. LMTOWER_STORES_KEY may hold its gateway key."""
     argv = [sys.executable, "-m", "lmtower.stores.server", "--config", str(config), "--data-dir", str(data_dir)]
-    return argv + (["--gateway", gateway] if gateway else [])
+    return [*argv, "--gateway", gateway, "--listen", listen]

@@ -20,10 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lmtower.stores.blobs import Blobs
 from lmtower.stores.catalogue import Catalogue
-from lmtower.stores.embed import Embedder, Rejected, Unavailable, same_model
+from lmtower.stores.embed import Embedder, Limited, Rejected, Unavailable, same_model
 from lmtower.stores.extract import Extractor, Limits, Unreadable
 from lmtower.stores.jobs import Batch, Jobs, Text
-from lmtower.stores.vectors import Row, Vectors, table_name
+from lmtower.stores.vectors import KEPT, Row, Vectors, table_name
 
 BATCH_TEXTS = 32
 BATCH_TOKENS = 16_000
@@ -33,7 +33,10 @@ COMMIT_SECONDS = 2.0
 TEND_CHUNKS = 10_000
 TEND_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
+LITTER_SECONDS = KEPT.total_seconds() + 10.0
 MODEL_SECONDS = 300.0
+# a limit may be raised, a key made again, at any time: look before the gateway said that it is worth it
+REST_SECONDS = 30.0
 
 _log = logging.getLogger("lmtower.stores")
 
@@ -63,8 +66,10 @@ class Pipeline:
         self._reading: set[int] = set()
         self._embedding: set[Text] = set()
         self._untended: dict[str, int] = {}
+        self._littered: dict[str, float] = {}
         self._committed = self._swept = self._asked = time.monotonic()
         self._fresh = 0
+        self._resting: dict[str, tuple[float, str]] = {}
         self._probe: tuple[float, bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._extractors: list[Extractor] = []
@@ -87,6 +92,10 @@ class Pipeline:
     def poke(self) -> None:
         with self._news:
             self._news.notify_all()
+
+    def trouble_of(self, client: str) -> str:
+        """Why the files of this client wait; empty when nothing keeps them."""
+        return self._resting.get(client, (0.0, self.trouble))[1]
 
     def close(self) -> None:
         self._closed = True
@@ -156,7 +165,9 @@ class Pipeline:
 
     def _embed_one(self) -> bool:
         with self._news:
-            batch = self._jobs.texts(self._embedding, BATCH_TEXTS, BATCH_TOKENS)
+            now = time.monotonic()
+            self._resting = {client: rest for client, rest in self._resting.items() if rest[0] > now}
+            batch = self._jobs.texts(self._embedding, BATCH_TEXTS, BATCH_TOKENS, self._resting.keys())
             gathering = bool(self._reading) and time.monotonic() - self._asked < GATHER_SECONDS
             if batch is None or (gathering and len(batch.texts) < BATCH_TEXTS):
                 return False
@@ -165,6 +176,9 @@ class Pipeline:
             self._embedding |= mine
         try:
             self._fill(batch)
+        except Limited as exc:
+            # its files wait; those of other clients do not
+            self._resting[batch.client] = (time.monotonic() + min(exc.seconds, REST_SECONDS), str(exc))
         finally:
             with self._news:
                 self._embedding -= mine
@@ -263,8 +277,10 @@ class Pipeline:
         for name in whole:
             self._vectors.drop(name)
             self._untended.pop(name, None)
+            self._littered.pop(name, None)
         for name in {grave.vectors for grave in graves} - whole:
             self._vectors.delete(name, [grave.entry for grave in graves if grave.vectors == name])
+            self._untended.setdefault(name, 0)
         self._jobs.buried([grave.seq for grave in graves])
         return bool(graves)
 
@@ -275,6 +291,12 @@ class Pipeline:
             if idle or rows >= TEND_CHUNKS:
                 self._vectors.tend(name)
                 del self._untended[name]
+                self._littered[name] = now
+        for name, since in list(self._littered.items()):
+            # what the last round replaced is still on disk, for searches that had begun before it
+            if now - since > LITTER_SECONDS and name not in self._untended:
+                self._vectors.tend(name)
+                del self._littered[name]
         if now - self._swept > SWEEP_SECONDS:
             self._swept = now
             for digest in self._catalogue.sweep():

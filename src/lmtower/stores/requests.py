@@ -19,7 +19,9 @@ MAX_BATCH_FILES = 2000
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Query = Annotated[str, msgspec.Meta(min_length=1, max_length=32_000)]
 Attributes = Annotated[
-    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)] | float | bool],
+    dict[
+        Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)] | int | float | bool
+    ],
     msgspec.Meta(max_length=16),
 ]
 Metadata = Annotated[
@@ -141,7 +143,7 @@ class InternalSearch(Search, frozen=True, kw_only=True):
     """What the gateway asks for ``file_search``: ``stores`` are the persona's, ``vector_store_ids`` the client's."""
 
     client: str
-    client_name: str = ""
+    key: str = ""
     stores: list[str] = []
     vector_store_ids: list[str] = []
 

@@ -12,16 +12,16 @@ import numpy as np
 from sqlalchemy import Row
 
 from lmtower.stores.catalogue import Catalogue
-from lmtower.stores.embed import Embedder, Rejected, Unavailable, same_model
+from lmtower.stores.embed import Embedder, Limited, Rejected, Unavailable, same_model
 from lmtower.stores.faults import ApiError
 from lmtower.stores.filters import Predicate
 from lmtower.stores.fusion import fuse
 from lmtower.stores.pipeline import Pipeline, changed_model
-from lmtower.stores.vectors import Floats, Found, Vectors, table_name
+from lmtower.stores.snapshot import Floats, Passage, Ranked, Snapshot
+from lmtower.stores.vectors import Vectors, table_name
 
 Store = Row[Any]
-Key = tuple[str, int, int]  # store, file number, chunk number
-Ranked = list[tuple[Key, Found]]
+Key = tuple[str, int]  # store, row of its snapshot
 # so many candidates of each ranking are fused: deep enough that a hit which is middling in both can still win
 CANDIDATES = 30
 
@@ -52,9 +52,19 @@ class Hit:
     filename: str
     attributes: Mapping[str, Any]
     score: float
-    found: Found
+    passage: Passage
+    words: float
     standout: float | None = None
     rerank_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Searched:
+    """A store as one search sees it; ``entries`` are the files that pass the filter, None without one."""
+
+    store: Store
+    snapshot: Snapshot
+    entries: list[int] | None
 
 
 @dataclass(slots=True)
@@ -84,13 +94,15 @@ class Searcher:
             hits = self._fused(stores, question, client)
             if question.rerank and self.embedder.personas.rerank and hits:
                 hits = self._reranked(hits, question, client)
+        except Limited as exc:
+            raise ApiError(exc.status, str(exc), code=exc.code, retry_after_seconds=max(1, round(exc.seconds))) from exc
         except Unavailable as exc:
             raise ApiError(
                 503, str(exc), code="embedding_unavailable", retry_after_seconds=max(1, round(exc.seconds))
             ) from exc
         except Rejected as exc:
             raise ApiError(400, str(exc), code="invalid_value", param="query") from exc
-        self.catalogue.touch([store.id for store in stores])
+        self.catalogue.touch(stores)
         self.searches.count += 1
         self.searches.seconds += time.perf_counter() - started
         return [hit for hit in hits if hit.score >= question.threshold][: question.limit]
@@ -106,33 +118,82 @@ class Searcher:
             raise ApiError(409, changed_model(store.name, store.model, self.embedder), code="embedding_model_changed")
 
     def _fused(self, stores: Sequence[Store], question: Question, client: str) -> list[Hit]:
-        chosen = {store.id: self._chosen(store, question.predicate) for store in stores}
-        # a store without vectors needs no embedded question to find nothing
-        stores = [store for store in stores if store.probe is not None and chosen[store.id] != []]
-        if not stores:
+        searched = self._searched(stores, question.predicate)
+        if not searched:
             return []
-        found: dict[Key, Found] = {}
-        backgrounds: dict[str, tuple[float, float]] = {}
-        rankings: list[list[Key]] = []
-        weights: list[float] = []
-        for text in question.queries:
-            vector = self.embedder.query(text, client)
-            depth = max(CANDIDATES, 2 * question.limit)
-            near: list[Future[Ranked]] = []
-            worded: list[Future[Ranked]] = []
-            for store in stores:
-                if (background := self._background(store, vector)) is not None:
-                    backgrounds.setdefault(store.id, background)
-                near.append(self.pool.submit(self._near, store, vector, depth, chosen[store.id]))
-                worded.append(self.pool.submit(self._worded, store, text, vector, depth, chosen[store.id]))
-            vector_weight = self.vector_weight if question.vector_weight is None else question.vector_weight
-            for futures, weight in ((near, vector_weight), (worded, question.words_weight)):
-                ranked = [item for future in futures for item in future.result()]
-                ranked.sort(key=lambda item: -(item[1].words or item[1].similarity))
-                found |= {key: one for key, one in ranked if key not in found or one.words}
-                rankings.append([key for key, _ in ranked])
-                weights.append(weight)
-        return self._hits(stores, fuse(rankings, weights), found, backgrounds)
+        vectors = [self.embedder.query(text, client) for text in question.queries]
+        weight = self.vector_weight if question.vector_weight is None else question.vector_weight
+        depth = max(CANDIDATES, 2 * question.limit)
+        # all searches run beside each other; what weighs nothing is not searched
+        near, worded = [], []
+        for text, vector in zip(question.queries, vectors, strict=True):
+            near.append(
+                [(s, self.pool.submit(s.snapshot.by_vector, vector, depth, s.entries)) for s in searched if weight]
+            )
+            worded.append(
+                [
+                    (s, self.pool.submit(s.snapshot.by_words, text, depth, s.entries))
+                    for s in searched
+                    if question.words_weight
+                ]
+            )
+        rankings = [_best_first(futures) for futures in (*near, *worded)]
+        words = {key: score for ranking in rankings[len(near) :] for key, score in reversed(ranking)}
+        weights = [weight] * len(near) + [question.words_weight] * len(worded)
+        fused = fuse([[key for key, _ in ranking] for ranking in rankings], weights)
+        wanted = CANDIDATES if question.rerank and self.embedder.personas.rerank else question.limit
+        return self._hits(searched, fused, words, vectors[0], wanted)
+
+    def _searched(self, stores: Sequence[Store], predicate: Predicate | None) -> list[_Searched]:
+        """Those of the stores in which something can be found."""
+        searched = []
+        for store in stores:
+            # a store without vectors needs no embedded question to find nothing
+            snapshot = None if store.probe is None else self.vectors.snapshot(table_name(store.id, store.generation))
+            entries = self._chosen(store, predicate)
+            if snapshot is not None and entries != []:
+                searched.append(_Searched(store, snapshot, entries))
+        return searched
+
+    def _hits(
+        self,
+        searched: Sequence[_Searched],
+        fused: Sequence[tuple[Key, float]],
+        words: Mapping[Key, float],
+        vector: Floats,
+        wanted: int,
+    ) -> list[Hit]:
+        """The first ``wanted`` chunks whose file is done and still there, each text once."""
+        backgrounds = {one.store.id: self._background(one.store, vector) for one in searched}
+        hits: list[Hit] = []
+        texts: set[str] = set()
+        # rows are read as many as are wanted at a time: mostly once
+        for start in range(0, len(fused), wanted):
+            part = fused[start : start + wanted]
+            found: dict[Key, tuple[Passage, Row[Any]]] = {}
+            for one in searched:
+                found |= self._found(one, [key for key, _ in part if key[0] == one.store.id], vector)
+            for key, score in part:
+                if key not in found or found[key][0].text in texts:
+                    continue
+                passage, file = found[key]
+                texts.add(passage.text)
+                standout = _standout(passage.similarity, backgrounds[key[0]])
+                named = (key[0], file.file_id, file.filename, file.attributes)
+                hits.append(Hit(*named, score, passage, words.get(key, 0.0), standout))
+            if len(hits) >= wanted:
+                break
+        return hits[:wanted]
+
+    def _found(self, one: _Searched, keys: Sequence[Key], vector: Floats) -> dict[Key, tuple[Passage, Row[Any]]]:
+        """Passages with their files, as far as these may be shown."""
+        passages = one.snapshot.passages([row for _, row in keys], vector)
+        files = self.catalogue.findable(one.store.id, {passage.place.entry for passage in passages.values()})
+        return {
+            (one.store.id, row): (passage, files[passage.place.entry])
+            for row, passage in passages.items()
+            if passage.place.entry in files
+        }
 
     def _background(self, store: Store, vector: Floats) -> tuple[float, float] | None:
         """Mean and deviation of the similarity of the question to any chunk."""
@@ -142,46 +203,23 @@ class Searcher:
         similarities = sample @ (vector / max(float(np.linalg.norm(vector)), 1e-12))
         return float(similarities.mean()), max(float(similarities.std()), 1e-6)
 
-    def _near(self, store: Store, vector: Floats, depth: int, chosen: list[int] | None) -> Ranked:
-        hits = self.vectors.by_vector(table_name(store.id, store.generation), vector, depth, chosen)
-        return [((store.id, *one.key), one) for one in hits]
-
-    def _worded(self, store: Store, text: str, vector: Floats, depth: int, chosen: list[int] | None) -> Ranked:
-        hits = self.vectors.by_words(table_name(store.id, store.generation), text, vector, depth, chosen)
-        return [((store.id, *one.key), one) for one in hits]
-
     def _chosen(self, store: Store, predicate: Predicate | None) -> list[int] | None:
         """Numbers of the files that pass the filter; None without a filter."""
         if predicate is None:
             return None
         return [seq for seq, row in self.catalogue.findable(store.id).items() if predicate(row.attributes)]
 
-    def _hits(
-        self,
-        stores: Sequence[Store],
-        fused: Sequence[tuple[Key, float]],
-        found: Mapping[Key, Found],
-        backgrounds: Mapping[str, tuple[float, float]],
-    ) -> list[Hit]:
-        """Chunks whose file is done and still there, each text once."""
-        files = {
-            store.id: self.catalogue.findable(store.id, {key[1] for key, _ in fused if key[0] == store.id})
-            for store in stores
-        }
-        hits = []
-        seen: set[str] = set()
-        for key, score in fused:
-            one = found[key]
-            file = files[key[0]].get(one.entry)
-            if file is None or one.text in seen:
-                continue
-            seen.add(one.text)
-            mean, deviation = backgrounds.get(key[0], (0.0, 0.0))
-            standout = (one.similarity - mean) / deviation if deviation else None
-            hits.append(Hit(key[0], file.file_id, file.filename, file.attributes, score, one, standout))
-        return hits
-
     def _reranked(self, hits: list[Hit], question: Question, client: str) -> list[Hit]:
-        texts = [hit.found.text for hit in hits[:CANDIDATES]]
+        texts = [hit.passage.text for hit in hits[:CANDIDATES]]
         ranked = self.embedder.rerank(question.queries[0], texts, client)
         return [replace(hits[index], score=score, rerank_score=score) for index, score in ranked if index < len(texts)]
+
+
+def _best_first(futures: Sequence[tuple[_Searched, Future[Ranked]]]) -> list[tuple[Key, float]]:
+    """The rankings of several stores as one: both cosines and BM25 scores can be compared between stores."""
+    ranked = [((one.store.id, row), score) for one, future in futures for row, score in future.result()]
+    return sorted(ranked, key=lambda item: -item[1])
+
+
+def _standout(similarity: float, background: tuple[float, float] | None) -> float | None:
+    return None if background is None else (similarity - background[0]) / background[1]

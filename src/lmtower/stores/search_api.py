@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from lmtower.stores import citations, shapes
-from lmtower.stores.access import Caller
+from lmtower.stores.access import client_of_gateway
 from lmtower.stores.call import Call, Handler, reply
 from lmtower.stores.requests import InternalSearch, Search
 
@@ -24,7 +24,7 @@ def internal_search(call: Call) -> Response:
     must be its own or shared with it.
     """
     body = call.parse(InternalSearch)
-    caller = Caller(body.client, body.client_name)
+    caller = client_of_gateway(body.client, body.key)
     stores = call.service.catalogue.named_stores(body.stores)
     stores += [call.service.catalogue.store(caller, one) for one in body.vector_store_ids]
     unique = list({store.id: store for store in stores}.values())

@@ -21,6 +21,8 @@ from lmtower.stores.schema import connect
 from lmtower.stores.search import Searcher
 from lmtower.stores.vectors import Vectors
 
+WORD_VECTORS_WEIGHT = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -50,11 +52,18 @@ def settings_of(tower: Tower, data_dir: Path, gateway: str, key: str, secret: st
         key=key,
         secret=secret,
         personas=personas,
-        vector_weight=stores.vector_weight,
+        vector_weight=_vector_weight(stores.vector_weight, personas.model),
         max_file_bytes=stores.max_file,
         limits=Limits(pages=stores.max_pages, seconds=stores.max_seconds),
         width=Width(readers=max(1, min(4, (os.cpu_count() or 2) // 2))),
     )
+
+
+def _vector_weight(given: float | None, model: str) -> float:
+    """Words alone find more than word vectors do; the weights are those that ``benchmarks/retrieval.py`` chose."""
+    if given is not None:
+        return given
+    return WORD_VECTORS_WEIGHT if "wordllama" in model.lower() else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ def build(settings: Settings, now: Callable[[], float] = time) -> Service:
     # file contents lie beside the vectors in a bucket, so that any tower can read what another was given
     contents = f"{settings.uri.rstrip('/')}/files" if "://" in settings.uri else str(settings.folder / "files")
     blobs = Blobs(contents, settings.folder / "spool")
-    embedder = Embedder(settings.gateway, settings.key, settings.personas)
+    embedder = Embedder(settings.gateway, settings.key, settings.secret, settings.personas)
     jobs = Jobs(engine)
     pipeline = Pipeline(jobs, catalogue, vectors, blobs, embedder, settings.limits)
     searcher = Searcher(catalogue, vectors, embedder, pipeline, settings.vector_weight)

@@ -96,23 +96,24 @@ def deleted(identity: str, kind: str) -> Json:
 
 def hit(one: Hit) -> Json:
     """OpenAI's five fields, then where the passage stands and how it was found."""
+    place = one.passage.place
     return {
         "file_id": one.file_id,
         "filename": one.filename,
         "score": round(one.score, 6),
         "attributes": dict(one.attributes),
-        "content": [{"type": "text", "text": one.found.text}],
+        "content": [{"type": "text", "text": one.passage.text}],
         "vector_store_id": one.store_id,
         "provenance": {
-            "page": one.found.page,
-            "heading": one.found.heading,
-            "start": one.found.start,
-            "end": one.found.end,
-            "chunk": one.found.number,
+            "page": place.page,
+            "heading": place.heading,
+            "start": place.start,
+            "end": place.end,
+            "chunk": place.number,
         },
         "scores": {
-            "similarity": round(one.found.similarity, 6),
-            "words": round(one.found.words, 6),
+            "similarity": round(one.passage.similarity, 6),
+            "words": round(one.words, 6),
             "standout": None if one.standout is None else round(one.standout, 3),
             "rerank": one.rerank_score,
         },

@@ -81,9 +81,10 @@ def rebuild(call: Call) -> Response:
 def progress(call: Call) -> Response:
     """Not OpenAI's: what the progress bars of the CLI and the console show."""
     catalogue = call.service.catalogue
-    row = catalogue.progress(catalogue.store(call.caller, call.path["store_id"]).id)
+    store = catalogue.store(call.caller, call.path["store_id"])
+    row = catalogue.progress(store.id)
     values = {name: int(value or 0) for name, value in row._mapping.items()}
-    return reply(values | {"trouble": call.service.pipeline.trouble})
+    return reply(values | {"trouble": call.service.pipeline.trouble_of(store.client)})
 
 
 # -- files in a store

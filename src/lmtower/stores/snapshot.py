@@ -1,0 +1,107 @@
+"""One version of a vector table, to search in: what is written meanwhile is not seen, row numbers keep their meaning.
+
+Theory of operation. A query of LanceDB costs milliseconds before it reads anything, and more for every column that it
+returns. So ``by_vector`` and ``by_words`` bring row numbers and scores alone, and run beside each other; ``passages``
+then reads the few rows that are shown. That is sound only within one version: compaction renumbers rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from lancedb.query import LanceVectorQueryBuilder
+from lancedb.table import Table
+
+# partitions to look into: recall@10 against exact is measured by ``python -m benchmarks retrieval``
+PROBES = 24
+PROBED_SHARE = 0.25
+PARTITION_ROWS = 8192
+Floats = npt.NDArray[np.float32]
+Ranked = list[tuple[int, float]]
+"""Row numbers with what they are ranked by, best first."""
+
+
+class Place(msgspec.Struct, array_like=True, frozen=True):
+    """Where a chunk stands, as one column: reading eight columns of a row costs twice as much as reading one."""
+
+    entry: int
+    number: int
+    lead: int
+    page: int | None
+    heading: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One chunk as it is shown. ``similarity`` is the cosine between its vector and the question's."""
+
+    place: Place
+    text: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Safe to use from several threads."""
+
+    table: Table
+    rows: int
+
+    def by_vector(self, query: Floats, limit: int, entries: Iterable[int] | None = None) -> Ranked:
+        """Nearest first, by cosine. ``entries`` restricts the search to these files before it starts."""
+        search = self.table.search(query, query_type="vector", vector_column_name="vector")
+        assert isinstance(search, LanceVectorQueryBuilder)
+        # the codes of the index name the nearest rows, ``refine`` puts them in order by their full vectors
+        search = search.distance_type("cosine").nprobes(self._probes()).refine_factor(1).limit(limit)
+        if entries is not None:
+            search = search.where(among(entries), prefilter=True)
+        found = search.with_row_id(True).select(["_rowid", "_distance"]).to_arrow()
+        return list(zip(found["_rowid"].to_pylist(), (1.0 - found["_distance"].to_numpy()).tolist(), strict=True))
+
+    def by_words(self, words: str, limit: int, entries: Iterable[int] | None = None) -> Ranked:
+        """Best BM25 score first; no chunk without one of the words."""
+        if not words.strip():
+            return []
+        search = self.table.search(words, query_type="fts", fts_columns="text").limit(limit)
+        if entries is not None:
+            search = search.where(among(entries), prefilter=True)
+        found = search.with_row_id(True).select(["_rowid", "_score"]).to_arrow()
+        return list(zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), strict=True))
+
+    def passages(self, rows: Sequence[int], query: Floats) -> dict[int, Passage]:
+        """The chunks at these rows."""
+        if not rows:
+            return {}
+        taken = self.table.take_row_ids(list(rows)).with_row_id().select(["_rowid", "place", "text", "vector"])
+        found = taken.to_arrow()
+        vectors = matrix(found)
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+        cosines = (vectors @ query / np.maximum(norms, 1e-12)).tolist()
+        places = [msgspec.json.decode(text, type=Place) for text in found["place"].to_pylist()]
+        return {
+            row: Passage(place, text[place.lead :], cosine)
+            for row, place, text, cosine in zip(
+                found["_rowid"].to_pylist(), places, found["text"].to_pylist(), cosines, strict=True
+            )
+        }
+
+    def _probes(self) -> int:
+        return max(PROBES, round(PROBED_SHARE * self.rows / PARTITION_ROWS))
+
+
+def among(entries: Iterable[int]) -> str:
+    numbers = sorted(entries)
+    return "entry IN ({})".format(", ".join(map(str, numbers))) if numbers else "false"
+
+
+def matrix(table: pa.Table) -> Floats:
+    column = table["vector"].combine_chunks()
+    values: Floats = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), -1) if len(column) else values.reshape(0, 1)
