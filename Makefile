@@ -4,7 +4,7 @@
 #   make test    every test that this machine can run             (ARGS="-k config")
 #   make check   ruff, mypy, import rules, docs
 #   make fix     format, and fix what can be fixed
-#   make bench   the gateway beside its neighbours
+#   make bench   the gateway beside its neighbours, and how well stores find
 #   make docs    write the generated pages again
 #   make lock    pin the requirements again
 
@@ -43,6 +43,7 @@ fix: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m benchmarks retrieval --only quality)
 
 docs: $(VENV)/.test
 	$(BIN)/python -m tests.docs_pages

@@ -1,8 +1,9 @@
-"""``python -m benchmarks retrieval [--rows N ...] [--skip quality|scale|neighbours]``: how well, how fast, beside whom.
+"""``python -m benchmarks retrieval [--rows N ...] [--only quality|build|ask|report]``: how well, how fast, beside whom.
 
 *Quality* goes through everything that a client goes through: files are uploaded to a running store service, read, cut,
 embedded over HTTP, indexed, and asked. The weight of the vectors is chosen on other questions than those reported.
-*Scale* is LanceDB as lmtower drives it, on generated vectors; *neighbours* are Chroma and Qdrant's local mode.
+Then size: LanceDB as lmtower drives it, on generated vectors, and a whole tower over them; Chroma and Qdrant's local
+mode beside it. What is built stays, and so do results: the report shows all of them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from benchmarks.place import PROJECT, WORK
+from benchmarks.processes import BenchError
 from benchmarks.report import figure, machine, markdown
 from benchmarks.retrieval_set import Document, documents, questions
 from lmtower.stores import internal
@@ -34,6 +35,9 @@ NEIGHBOURS = ("chromadb==1.5.9", "qdrant-client==1.20.0", "numpy")
 FUNCTIONS = 9_500
 TUNED, ASKED = 400, 500
 WEIGHTS = (0.1, 0.2, 0.5, 1.0)
+ENGINES = ("chroma", "qdrant")
+HEAD = ["engine", "vectors", "add s", "index s", "vector p50 ms", "BM25 p50 ms", "hybrid p50 ms", "vector p95 ms"]
+HEAD += ["recall@10", "disk GB", "peak GB"]
 TOWER = """\
 engines:
   embed: {{url: "http://127.0.0.1:{port}", model: wordllama-l2-supercat-256}}
@@ -180,15 +184,20 @@ def _metrics(client: httpx.Client) -> dict[str, float]:
     }
 
 
-def scale(engine: str, rows: int, python: str) -> dict[str, Any]:
-    argv = [python, str(PROJECT / "benchmarks" / "retrieval_scale.py"), engine, str(rows), str(FOLDER)]
-    shutil.rmtree(FOLDER / f"{engine}-{rows}", ignore_errors=True)
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ | {"RUST_LOG": "error"})
+def built(engine: str, rows: int, step: str, python: str) -> None:
+    """Take a step unless its result is there already: a million vectors are not written twice."""
+    result = FOLDER / f"{engine}-{rows}-{step}.json"
+    if result.exists() and step != "ask":
+        return
+    if step == "add":
+        shutil.rmtree(FOLDER / f"{engine}-{rows}", ignore_errors=True)
+    argv = [python, str(PROJECT / "benchmarks" / "retrieval_scale.py"), engine, str(rows), str(FOLDER), step]
+    if step == "tower":
+        argv = [python, "-m", "benchmarks.retrieval_tower", str(rows), str(FOLDER / f"{engine}-{rows}")]
+    done = subprocess.run(argv, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{engine} at {rows} rows: {done.stderr[-800:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    shutil.rmtree(FOLDER / f"{engine}-{rows}", ignore_errors=True)
-    return result
+        raise BenchError(f"{engine} at {rows:,} vectors: step {step!r} failed, see above")
+    result.write_text(done.stdout.splitlines()[-1])
 
 
 def neighbours_python() -> str:
@@ -219,54 +228,68 @@ def run_quality(*, reuse: bool) -> None:
         under_load = load(client, store, asked)
         resident = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     size = f"{numbers['files']} functions, {numbers['chunks']} chunks"
-    print(f"\n{size}, {len(asked)} questions (weight from {TUNED} others)\n")
-    print(
-        markdown(["search", "recall@10", "MRR"], [[name, f"{q['recall']:.3f}", f"{q['mrr']:.3f}"] for name, q in rows])
-    )
     values = {**numbers, **under_load, "resident_MiB": resident, "standout_p5": rows[-1][1]["standout"]}
-    print(markdown(["through the service", ""], [[name, figure(value)] for name, value in values.items()]))
+    table = [[name, f"{q['recall']:.3f}", f"{q['mrr']:.3f}"] for name, q in rows]
+    text = f"{size}, {len(asked)} questions (weight from {TUNED} others)\n\n"
+    text += markdown(["search", "recall@10", "MRR"], table)
+    text += "\n" + markdown(["through the service", ""], [[name, figure(value)] for name, value in values.items()])
+    (FOLDER / "quality.md").write_text(text)
 
 
-def run_scale(sizes: Sequence[int], neighbours: bool) -> None:
-    results = []
-    if neighbours:
-        results += [scale(engine, min(sizes), neighbours_python()) for engine in ("chroma", "qdrant")]
-    results += [scale("lmtower", rows, sys.executable) for rows in sizes]
-    head = [
-        "engine",
-        "vectors",
-        "add s",
-        "index s",
-        "p50 ms",
-        "p95 ms",
-        "recall@10",
-        "BM25 p50",
-        "hybrid p50",
-        "disk GB",
-        "peak GB",
-    ]
-    lines = []
-    for one in results:
-        vector = one["vector"]
-        other = [figure(one[name]["p50_ms"]) if name in one else "–" for name in ("words", "hybrid")]
-        numbers = [figure(one["add_s"]), figure(one["index_s"]), figure(vector["p50_ms"]), figure(vector["p95_ms"])]
-        sizes_gb = [figure(one[name] / 1e9) for name in ("disk_bytes", "peak_bytes")]
-        lines.append([one["engine"], f"{one['rows']:,}", *numbers, f"{vector['recall']:.3f}", *other, *sizes_gb])
-    print(markdown(head, lines))
+def run_scale(sizes: Sequence[int], neighbours: bool, *, build: bool, ask: bool) -> None:
+    for engine, rows in [("lmtower", rows) for rows in sizes] + [(one, min(sizes)) for one in ENGINES if neighbours]:
+        python = sys.executable if engine == "lmtower" else neighbours_python()
+        for step in ("add", "index") if build else ():
+            if step == "add" or engine == "lmtower":
+                built(engine, rows, step, python)
+        for step in ("ask", "tower") if ask else ():
+            if step == "ask" or engine == "lmtower":
+                built(engine, rows, step, python)
+
+
+def report() -> str:
+    """Everything that was measured up to now, as tables."""
+    found = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*-*-*.json")}
+    names = sorted(
+        {tuple(name.split("-")[:2]) for name in found}, key=lambda name: (int(name[1]), name[0] != "lmtower")
+    )
+    lines, towers = [], []
+    for engine, rows in names:
+        steps = {step: found.get(f"{engine}-{rows}-{step}") for step in ("add", "index", "ask", "tower")}
+        asked = steps["ask"]
+        if asked is None or steps["add"] is None:
+            continue
+        build = [figure(steps[step]["seconds"]) if steps[step] else "–" for step in ("add", "index")]
+        speeds = [figure(asked[kind]["p50_ms"]) if kind in asked else "–" for kind in ("vector", "words", "hybrid")]
+        peak = max(step["peak_bytes"] for step in steps.values() if step and "peak_bytes" in step)
+        sizes = [figure(asked["disk_bytes"] / 1e9), figure(peak / 1e9)]
+        vector = asked["vector"]
+        cells = [engine, f"{int(rows):,}", *build, *speeds, figure(vector["p95_ms"]), f"{vector['recall']:.3f}", *sizes]
+        lines.append(cells)
+        if steps["tower"]:
+            towers.append([f"{int(rows):,}", *(figure(value) for value in steps["tower"].values())])
+            head = list(steps["tower"])
+    quality = FOLDER / "quality.md"
+    parts = [machine(), quality.read_text() if quality.exists() else "", markdown(HEAD, lines)]
+    if towers:
+        parts.append(markdown(["vectors", *head], towers))
+    return "\n\n".join(filter(None, parts))
 
 
 def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks retrieval", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000], help="vectors; 1000000 takes half an hour")
-    parser.add_argument("--skip", nargs="+", default=[], choices=("quality", "scale", "neighbours"))
+    parser.add_argument("--only", nargs="+", default=[], choices=("quality", "build", "ask", "report"))
+    parser.add_argument("--alone", action="store_true", help="without the neighbours")
     parser.add_argument(
         "--reuse", action="store_true", help="ask the store of the last run instead of filling a new one"
     )
     options = parser.parse_args(argv)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    print(machine())
-    if "quality" not in options.skip:
+    wanted = set(options.only) or {"quality", "build", "ask"}
+    if "quality" in wanted:
         run_quality(reuse=options.reuse)
-    if "scale" not in options.skip:
-        run_scale(options.rows, "neighbours" not in options.skip)
+    if wanted & {"build", "ask"}:
+        run_scale(options.rows, not options.alone, build="build" in wanted, ask="ask" in wanted)
+    print(report())
     return 0

@@ -76,6 +76,41 @@ def test_add_search_sync_and_remove(lmtower: Lmtower, folder: Path) -> None:
     assert lmtower("list", "--json")[1] == "[]\n"
 
 
+def test_a_file_that_is_refused_at_upload_fails_alone(lmtower: Lmtower, folder: Path) -> None:
+    """A file that is too large, or has a name that no store takes, is told with its reason; the others go in."""
+    (folder / "huge.txt").write_bytes(b"x" * (2 * 1024**2))
+    (folder / "C:name.txt").write_text("text")
+    lmtower("create", "zoo")
+    code, out, err = lmtower("add", "zoo", str(folder))
+    assert (code, out) == (0, "zoo: 2 files, 0.0 MB; 3 added, 0 unchanged, 0 removed.\n")
+    assert "failed: huge.txt: " in err
+    assert "larger than 1,048,576 bytes" in err
+    assert "failed: C:name.txt: " in err
+    failed = json.loads(lmtower("add", "zoo", str(folder), "--json")[1])["failed"]
+    assert sorted(one["attributes"]["path"] for one in failed) == ["C:name.txt", "broken.pdf", "huge.txt"]
+
+
+def test_patterns_name_files(lmtower: Lmtower, folder: Path) -> None:
+    """A quoted pattern adds what it matches; one that matches nothing is refused before anything is done."""
+    lmtower("create", "zoo")
+    code, out, _ = lmtower("add", "zoo", f"{folder}/**/*.md", f"{folder}/*.txt")
+    assert (code, out) == (0, "zoo: 2 files, 0.0 MB; 2 added, 0 unchanged, 0 removed.\n")
+    code, _, err = lmtower("add", "zoo", f"{folder}/*.rst")
+    assert code == 2
+    assert "nothing that matches" in err
+
+
+def test_links_are_not_followed_out_of_a_folder(lmtower: Lmtower, folder: Path, tmp_path: Path) -> None:
+    """What a link in a folder points to, inside or outside, is not put in; a loop of links ends."""
+    (tmp_path / "secret.txt").write_text("The secret is blue.")
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "loop").symlink_to(folder)
+    lmtower("create", "zoo")
+    lmtower("sync", "zoo", str(folder))
+    hits = json.loads(lmtower("search", "zoo", "secret blue", "--json")[1])["data"]
+    assert {hit["filename"] for hit in hits} == {"cats.txt", "sea/whales.md"}
+
+
 def test_ask_streams_an_answer_with_numbered_sources(lmtower: Lmtower, folder: Path, front: Front) -> None:
     """The persona gets numbered passages and the question; its citations are listed with their files."""
     lmtower("create", "zoo")

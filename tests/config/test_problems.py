@@ -104,6 +104,15 @@ FILE = [
     (BASE + "gateway: {listen: ':80', admin: '[::1]:80'}\n", "5:26   gateway.admin: port 80 is taken by gateway.listen. 81 is free."),
     (BASE + "nodes: {spark: {address: spark.lan}}\n", "5:17   nodes.spark.address: 'spark.lan' is neither local nor ssh://user@host. Write ssh://spark.lan"),
     (BASE + "database: postgresql://u:secret@h/db\n", "5:1   database: there is a password in this URL. Write database: env:DATABASE_URL or database: file:PATH"),
+    (
+        BASE + "stores: {uri: 's4://bucket/x'}\n",
+        "5:10   stores.uri: 's4://bucket/x' is no place for vectors. Write a folder, or s3://bucket/path "
+        "(az://, gs:// and file:// work, too).",
+    ),
+    (
+        BASE + "stores: {uri: 's3:///x'}\n",
+        "5:10   stores.uri: 's3:///x' names no bucket. Write s3://bucket/path.",
+    ),
     (BASE + "stores: {query_persona: se}\n", "5:10   stores.query_persona: no persona 'se'. Did you mean 'see'?"),
     (BASE + "enginez: {}\n", "5:1   enginez: unknown key. Did you mean 'engines'?"),
     (BASE + "personas: {}\n", "5:1   personas: duplicate key; it is already on line 3. Keep one."),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -55,11 +57,15 @@ personas:
                 process.stdout.close()
 
 
+def _until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def _until_stores_answer(base: str, key: str) -> None:
-    deadline = time.monotonic() + 120
-    while httpx.get(f"{base}/vector_stores", headers={"authorization": f"Bearer {key}"}).status_code != 200:
-        assert time.monotonic() < deadline, "the store service does not answer"
-        time.sleep(0.1)
+    _until(lambda: httpx.get(f"{base}/vector_stores", headers={"authorization": f"Bearer {key}"}).status_code == 200)
 
 
 def test_documents_are_searched_and_cited_for_their_owner_alone(tower: tuple[FakeEngine, str, str, str]) -> None:
@@ -126,3 +132,23 @@ def test_embedding_is_booked_on_the_client_that_owns_the_store(
         ("eve", "embed-document", "batch"): 1,
         ("stores", "embed-document", "batch"): 1,
     }
+
+
+def test_a_store_service_that_dies_is_started_again(tower: tuple[FakeEngine, str, str, str], tmp_path: Path) -> None:
+    """While it is away clients are told so, with a time; the tower starts it again and nothing is lost."""
+    _, base, ada_key, _ = tower
+    with OpenAI(base_url=base, api_key=ada_key, max_retries=0) as ada:
+        store = ada.vector_stores.create(name="handbook")
+    tower_pid = json.loads((tmp_path / "data" / "tower.json").read_text())["pid"]
+    children = Path(f"/proc/{tower_pid}/task/{tower_pid}/children").read_text().split()
+    services = [int(pid) for pid in children if b"lmtower.stores.server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(services[0], signal.SIGKILL)
+    _until(
+        lambda: httpx.get(f"{base}/vector_stores", headers={"authorization": f"Bearer {ada_key}"}).status_code == 503
+    )
+    away = httpx.get(f"{base}/vector_stores", headers={"authorization": f"Bearer {ada_key}"})
+    assert (away.status_code, away.json()["error"]["code"]) == (503, "stores_unavailable")
+    assert int(away.headers["retry-after"]) > 0
+    _until_stores_answer(base, ada_key)
+    with OpenAI(base_url=base, api_key=ada_key, max_retries=0) as ada:
+        assert [one.id for one in ada.vector_stores.list()] == [store.id]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lmtower.config import parse_listen
 from lmtower.config.folder import INTERNAL_KEY
 from lmtower.errors import Refused, StoreError
 from lmtower.stores import citations
-from lmtower.stores.client import StoreClient, verified
+from lmtower.stores.client import Declined, StoreClient, verified
 from lmtower.stores.folder import Difference, Local, compare, files_under, local
 from lmtower.wire import citing
 
@@ -85,30 +86,43 @@ def ingest(options: Globals, client: StoreClient, store: Json, paths: Sequence[P
     paths_of = {entry["id"]: (entry.get("attributes") or {}).get("path") for entry in entries}
     # without `remove`, only an older version of a file that is uploaded now has to go
     stale = [one for one in difference.stale if remove or paths_of[one] in uploaded]
-    _upload(client, store, difference.upload, quiet=options.json)
+    declined = _upload(client, store, difference.upload, quiet=options.json)
     for file_id in stale:
         client.call("DELETE", f"/v1/files/{file_id}")
-    follow(options, client, store, difference, removed=len(stale))
+    difference = replace(difference, upload=difference.upload[len(declined) :])
+    follow(options, client, store, difference, removed=len(stale), declined=declined)
 
 
-def _upload(client: StoreClient, store: Json, files: Sequence[Local], *, quiet: bool) -> None:
+def _upload(client: StoreClient, store: Json, files: Sequence[Local], *, quiet: bool) -> list[Json]:
+    """Upload and attach; what is declined fails alone, and is returned as the failed files of a store are shown."""
+    declined: list[Json] = []
     with _bar(quiet) as bar, ThreadPoolExecutor(4) as pool:
         task = bar.add_task("upload", total=len(files), detail="")
         for start in range(0, len(files), BATCH_FILES):
-            items = []
+            items: list[Json] = []
             for item in pool.map(lambda file: _upload_one(client, file), files[start : start + BATCH_FILES]):
-                items.append(item)
+                (items if "file_id" in item else declined).append(item)
                 bar.advance(task)
-            client.attach(store["id"], items)
+            if items:
+                client.attach(store["id"], items)
+    return declined
 
 
 def _upload_one(client: StoreClient, file: Local) -> Json:
-    uploaded = client.upload(file.path, file.name)
-    return {"file_id": uploaded["id"], "attributes": {"path": file.name[:512], "sha256": file.sha256}}
+    attributes = {"path": file.name[:512], "sha256": file.sha256}
+    try:
+        return {"file_id": client.upload(file.path, file.name)["id"], "attributes": attributes}
+    except (Declined, OSError) as exc:
+        return {"attributes": attributes, "last_error": {"code": "invalid_file", "message": str(exc)}}
 
 
 def follow(
-    options: Globals, client: StoreClient, store: Json, difference: Difference | None = None, removed: int = 0
+    options: Globals,
+    client: StoreClient,
+    store: Json,
+    difference: Difference | None = None,
+    removed: int = 0,
+    declined: Sequence[Json] = (),
 ) -> None:
     """Show the work until it is done, then what came of it."""
     path = f"/v1/vector_stores/{store['id']}"
@@ -123,11 +137,11 @@ def follow(
             if now["files_done"] == now["files"]:
                 break
             time.sleep(POLL_SECONDS)
-    _report(options, client, client.call("GET", path), difference, removed)
+    failed = [*client.pages(f"{path}/files", filter="failed"), *declined]
+    _report(options, client.call("GET", path), difference, removed, failed)
 
 
-def _report(options: Globals, client: StoreClient, store: Json, difference: Difference | None, removed: int) -> None:
-    failed = list(client.pages(f"/v1/vector_stores/{store['id']}/files", filter="failed"))
+def _report(options: Globals, store: Json, difference: Difference | None, removed: int, failed: Sequence[Json]) -> None:
     if options.json:
         print_json({"store": store, "failed": failed, "removed": removed})
         return
@@ -137,7 +151,8 @@ def _report(options: Globals, client: StoreClient, store: Json, difference: Diff
         parts.append(f"{len(difference.upload)} added, {difference.same} unchanged, {removed} removed")
     print(f"{store['name'] or store['id']}: {'; '.join(parts)}.")
     for entry in failed:
-        name = (entry.get("attributes") or {}).get("path") or entry["id"]
+        name = str((entry.get("attributes") or {}).get("path") or entry["id"])
+        name = name if name.isprintable() else repr(name)
         print(f"  failed: {name}: {entry['last_error']['message']}", file=sys.stderr)
 
 

@@ -16,6 +16,7 @@ from lmtower.config.units import parse_count
 from lmtower.errors import Problem
 
 Found = Iterator[tuple[Path, str]]
+_STORE_SCHEMES = ("s3", "az", "gs", "file")
 Named = Mapping[str, Mapping[str, Any]]
 
 
@@ -207,3 +208,11 @@ def _stores(data: Mapping[str, Any], personas: Named) -> Found:
         persona = stores.get(key) if isinstance(stores, Mapping) else None
         if isinstance(persona, str) and persona not in personas:
             yield ("stores", key), _no_such("persona", persona, personas)
+    uri = stores.get("uri") if isinstance(stores, Mapping) else None
+    if isinstance(uri, str) and "://" in uri:
+        scheme, _, rest = uri.partition("://")
+        if scheme not in _STORE_SCHEMES:
+            where = "Write a folder, or s3://bucket/path (az://, gs:// and file:// work, too)."
+            yield ("stores", "uri"), f"{uri!r} is no place for vectors. {where}"
+        elif scheme != "file" and not rest.split("/")[0]:
+            yield ("stores", "uri"), f"{uri!r} names no bucket. Write {scheme}://bucket/path."

@@ -32,8 +32,11 @@ class Call:
             return msgspec.json.decode(self.body or b"{}", type=kind, strict=True)
         except msgspec.ValidationError as exc:
             what, _, where = str(exc).partition(" - at ")
-            param = where.strip("`").removeprefix("$.") or None
-            raise invalid(f"{param}: {what}" if param else what, param) from exc
+            # msgspec says "`key` in `$.attributes`" of a key that will not do
+            where, _, path = where.rpartition(" in ")
+            param = path.strip("`").removeprefix("$").removeprefix(".") or None
+            name = f"a key of {param}" if where else param
+            raise invalid(f"{name}: {what}" if name else what, param) from exc
         except msgspec.DecodeError as exc:
             raise ApiError(400, f"The body is not JSON: {exc}", code="invalid_json") from exc
 

@@ -18,6 +18,10 @@ def verified(url: str) -> bool:
     return not url.startswith(("https://127.", "https://[::1]", "https://localhost"))
 
 
+class Declined(StoreError):
+    """What was sent will not do, now or later. Anything else may do."""
+
+
 class StoreClient:
     """``url`` with ``headers`` that say who asks. Errors become StoreError with the service's own words."""
 
@@ -51,6 +55,8 @@ class StoreClient:
             message = str(response.json()["error"]["message"])
         except (ValueError, KeyError, TypeError):
             message = response.text[:200]
+        if response.status_code in (400, 413):
+            raise Declined(message)
         raise StoreError(f"{method} {path}: HTTP {response.status_code}: {message}")
 
     def pages(self, path: str, **params: Any) -> Iterator[Json]:

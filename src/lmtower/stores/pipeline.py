@@ -23,17 +23,16 @@ from lmtower.stores.catalogue import Catalogue
 from lmtower.stores.embed import Embedder, Limited, Rejected, Unavailable, same_model
 from lmtower.stores.extract import Extractor, Limits, Unreadable
 from lmtower.stores.jobs import Batch, Jobs, Text
-from lmtower.stores.vectors import KEPT, Row, Vectors, table_name
+from lmtower.stores.upkeep import Upkeep
+from lmtower.stores.vectors import Row, Vectors, table_name
 
 BATCH_TEXTS = 32
 BATCH_TOKENS = 16_000
 GATHER_SECONDS = 0.3
 COMMIT_CHUNKS = 2_000
 COMMIT_SECONDS = 2.0
-TEND_CHUNKS = 10_000
 TEND_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
-LITTER_SECONDS = KEPT.total_seconds() + 10.0
 MODEL_SECONDS = 300.0
 # a limit may be raised, a key made again, at any time: look before the gateway said that it is worth it
 REST_SECONDS = 30.0
@@ -65,8 +64,7 @@ class Pipeline:
         self._closed = False
         self._reading: set[int] = set()
         self._embedding: set[Text] = set()
-        self._untended: dict[str, int] = {}
-        self._littered: dict[str, float] = {}
+        self._upkeep = Upkeep()
         self._committed = self._swept = self._asked = time.monotonic()
         self._fresh = 0
         self._resting: dict[str, tuple[float, str]] = {}
@@ -240,7 +238,7 @@ class Pipeline:
         if self._bury() or self._commit():
             return 0.0
         self._tend()
-        return 0.2 if self._embedding or self._untended else 1.0
+        return 0.2 if self._embedding or self._upkeep.changed() else 1.0
 
     def _undo(self) -> None:
         """Take out of LanceDB what a killed process, or a failed step, may have written halfway."""
@@ -266,7 +264,7 @@ class Pipeline:
         if rows:
             name = table_name(taken[0].store_id, taken[0].generation)
             self._vectors.add(name, rows)
-            self._untended[name] = self._untended.get(name, 0) + len(rows)
+            self._upkeep.wrote(name, len(rows))
         self._jobs.indexed(sizes)
         self._committed = time.monotonic()
         return True
@@ -276,27 +274,21 @@ class Pipeline:
         whole = {grave.vectors for grave in graves if grave.entry is None}
         for name in whole:
             self._vectors.drop(name)
-            self._untended.pop(name, None)
-            self._littered.pop(name, None)
+            self._upkeep.forget(name)
         for name in {grave.vectors for grave in graves} - whole:
-            self._vectors.delete(name, [grave.entry for grave in graves if grave.vectors == name])
-            self._untended.setdefault(name, 0)
+            gone = self._vectors.delete(name, [grave.entry for grave in graves if grave.vectors == name])
+            if gone:
+                self._upkeep.wrote(name, gone)
         self._jobs.buried([grave.seq for grave in graves])
         return bool(graves)
 
     def _tend(self) -> None:
         now = time.monotonic()
         idle = now - self._committed > TEND_SECONDS
-        for name, rows in list(self._untended.items()):
-            if idle or rows >= TEND_CHUNKS:
-                self._vectors.tend(name)
-                del self._untended[name]
-                self._littered[name] = now
-        for name, since in list(self._littered.items()):
-            # what the last round replaced is still on disk, for searches that had begun before it
-            if now - since > LITTER_SECONDS and name not in self._untended:
-                self._vectors.tend(name)
-                del self._littered[name]
+        due = [one for one in self._upkeep.changed() if self._upkeep.due(one, self._vectors.count(one), idle=idle)]
+        for name in [*due, *self._upkeep.littered(now)]:
+            changed = self._vectors.tend(name)
+            self._upkeep.tended(name, time.monotonic(), changed=changed)
         if now - self._swept > SWEEP_SECONDS:
             self._swept = now
             for digest in self._catalogue.sweep():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from lmtower.stores.search import Question
 AUTO_CHUNK_TOKENS = 512
 AUTO_OVERLAP_TOKENS = 64
 MAX_BATCH_FILES = 2000
+_DRIVE = re.compile(r"[A-Za-z]:")
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Query = Annotated[str, msgspec.Meta(min_length=1, max_length=32_000)]
 Attributes = Annotated[
@@ -170,6 +172,6 @@ def file_name(name: str | None) -> str:
     text = (name or "").replace("\\", "/")
     parts = PurePosixPath(text).parts
     bad = not parts or text.startswith("/") or ".." in parts or len(text) > 1024
-    if bad or any(ord(character) < 32 for character in text) or ":" in parts[0]:
+    if bad or any(ord(character) < 32 for character in text) or _DRIVE.match(text):
         raise invalid("file: its name must be a relative path without '..' and control characters.", "file")
     return text

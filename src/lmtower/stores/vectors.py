@@ -106,11 +106,15 @@ class Vectors:
                 self._seen[name].add(row.hash for row in rows)
         self._publish(name)
 
-    def delete(self, name: str, entries: Iterable[int]) -> None:
+    def delete(self, name: str, entries: Iterable[int]) -> int:
+        """How many rows went."""
         table = self._open(name)
-        if table is not None:
-            table.delete(among(entries))
-            self._publish(name)
+        if table is None:
+            return 0
+        before = table.count_rows()
+        table.delete(among(entries))
+        self._publish(name)
+        return int(before - table.count_rows())
 
     def drop(self, name: str) -> None:
         with self._lock:
@@ -172,11 +176,14 @@ class Vectors:
             self._samples[name] = (rows, vectors)
         return vectors
 
-    def tend(self, name: str) -> None:
-        """Take new rows into the indices, rewrite small files, build the vector index when the table is big enough."""
+    def tend(self, name: str) -> bool:
+        """Take new rows into the indices, rewrite small files, build the vector index when the table is big enough.
+
+        Returns whether anything was rewritten or removed: then another round will remove what this one replaced.
+        """
         table = self._open(name)
         if table is None:
-            return
+            return False
         rows = table.count_rows()
         have = {index.name: index for index in table.list_indices()}
         if rows >= EXACT_ROWS:
@@ -194,8 +201,10 @@ class Vectors:
                     target_partition_size=PARTITION_ROWS,
                 )
                 table.create_index("vector", config=config, replace=True)
+        version = table.version
         table.optimize(cleanup_older_than=KEPT)
         self._publish(name, warm=True)
+        return bool(table.version != version)
 
     def snapshot(self, name: str) -> Snapshot | None:
         """The newest version of a table, to search in; None when nothing was ever written."""
