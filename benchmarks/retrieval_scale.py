@@ -135,8 +135,14 @@ def lmtower(rows: int, folder: Path, step: str) -> dict[str, Any]:
         )
         return shown(fuse([[row for row, _ in one.result()] for one in both]), i)
 
+    def bare(i: int) -> list[int]:
+        """The least that LanceDB can be asked: the nearest row of one partition, nothing read."""
+        query = snapshot.table.search(asked[i], query_type="vector", vector_column_name="vector")
+        return query.nprobes(1).limit(1).with_row_id(True).select(["_rowid"]).to_arrow()["_rowid"].to_pylist()
+
     truth = exact(rows, folder.parent)
     return {
+        "bare": measure(bare, None),
         "vector": measure(lambda i: shown(snapshot.by_vector(asked[i], CANDIDATES), i), truth),
         "words": measure(lambda i: shown(snapshot.by_words(words[i], CANDIDATES), i), None),
         "hybrid": measure(hybrid, None),
