@@ -14,9 +14,11 @@ from pathlib import Path
 
 import httpx
 import lancedb
+import msgspec
 
 from lmtower.stores import internal
 from lmtower.stores.pipeline import BATCH_TEXTS, Width
+from lmtower.stores.snapshot import Place
 from tests.stores.embedding import EmbeddingGateway
 
 TOWER = """\
@@ -95,7 +97,9 @@ def test_kill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
         0,
     )
     rows = lancedb.connect(tmp_path / "stores" / "vectors").open_table(f"{store}_1").to_arrow()
-    keys = list(zip(rows["entry"].to_pylist(), rows["number"].to_pylist(), strict=True))
+    places = [msgspec.json.decode(place, type=Place) for place in rows["place"].to_pylist()]
+    keys = [(place.entry, place.number) for place in places]
+    assert [place.entry for place in places] == rows["entry"].to_pylist()
     chunks = http.get(f"/v1/vector_stores/{store}/progress").json()["chunks"]
     assert len(keys) == len(set(keys)) == chunks
     assert len({entry for entry, _ in keys}) == FILES
