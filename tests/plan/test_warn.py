@@ -69,11 +69,23 @@ def test_engines_of_one_node_must_not_start_together() -> None:
     assert any("one engine at a time" in warning and "nemotron, eyes" in warning for warning in plan(preset()).warnings)
 
 
-def test_utilisation_that_admission_cannot_satisfy_is_warned_of() -> None:
-    """0.99 of a Spark whose system holds some of it cannot start."""
-    made = plan(preset(embed={"args": {"gpu-memory-utilization": 0.5}})).engine("embed")
+def test_written_utilisation_of_a_later_engine_is_warned_of() -> None:
+    """What it asks for must still be free when its turn comes."""
+    made = plan(preset(embed={"args": {"gpu-memory-utilization": 0.05}})).engine("embed")
     assert any("must still be free" in warning for warning in made.warnings)
-    assert made.gpu_memory_utilization == 0.5
+    assert made.gpu_memory_utilization == 0.05
+
+
+def test_utilisation_that_admission_cannot_satisfy_is_refused() -> None:
+    """As on the H200: beside an engine that holds 118 GiB, 0.2 asks for 28 of the 21 that are free; 0.151 starts."""
+    big = {"model": "Qwen/Qwen3-8B", "context": 40960, "sequences": 64, "kv_cache_memory": "100 GiB"}
+    small = {"model": "Qwen/Qwen2.5-Coder-1.5B", "context": "8k", "sequences": 16, "kv_cache_memory": "4 GiB"}
+    asked = {**small, "args": {"gpu-memory-utilization": 0.2}}
+    refused = plan(tower({"big": big, "small": asked}, hardware="h200"))
+    assert not refused.fits
+    assert any("Remove it, or write 0.151" in reason for reason in refused.reasons)
+    asked["args"] = {"gpu-memory-utilization": 0.151}
+    assert plan(tower({"big": big, "small": asked}, hardware="h200")).fits
 
 
 def test_booted_spark_has_less_than_the_catalogue_says() -> None:

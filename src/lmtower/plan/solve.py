@@ -8,8 +8,10 @@ reserve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from lmtower.plan.place import Board, budget
 from lmtower.plan.types import NodeFacts
@@ -48,6 +50,7 @@ def solve(wants: tuple[Want, ...], nodes: Mapping[str, NodeFacts]) -> Outcome:
                 contexts[want.name] = max(contexts[want.name], grown)
                 pools[want.name] = _pool(want, contexts[want.name])
                 board.take(want.name, want.estimate.fixed_bytes + pools[want.name])
+        reasons = _admission_reasons(wants, nodes, board, pools)
     return Outcome(wants, contexts, pools, board, not reasons, tuple(reasons))
 
 
@@ -127,6 +130,39 @@ def _node_reasons(
             f"node {name!r}: {(allowed + short) / _GIB:.1f} GiB needed, {allowed / _GIB:.1f} GiB may be used "
             f"({_room(node)}, {node.reserve / _GIB:.1f} GiB reserve): {short / _GIB:.1f} GiB too much"
         )
+    return reasons
+
+
+def start_order(wants: Sequence[Want], pools: Mapping[str, int]) -> tuple[Want, ...]:
+    """Largest first: an empty node gives the cleanest profile."""
+    return tuple(sorted(wants, key=lambda want: (-want.estimate.fixed_bytes - pools[want.name], want.name)))
+
+
+def _admission_reasons(
+    wants: Sequence[Want], nodes: Mapping[str, NodeFacts], board: Board, pools: Mapping[str, int]
+) -> list[str]:
+    """vLLM's start check for utilisations that the tower file fixes: free memory >= u × total, pinned pool or not.
+
+    H200: 0.85 ran, then 0.2 was refused (20.58 GiB free, 27.96 asked).
+    """
+    used: dict[tuple[str, int], int] = defaultdict(int)
+    reasons = []
+    for number, want in enumerate(start_order(wants, pools), 1):
+        seats = [(seat.node, gpu) for seat in board.seats(want.name) for gpu in seat.devices]
+        for place in seats:
+            node = nodes[place[0]]
+            free = min(node.memory_total_bytes, node.memory_available_bytes) - used[place]
+            asked = ceil(node.memory_total_bytes * (want.utilisation or 0))
+            used[place] += want.estimate.fixed_bytes + pools[want.name]
+            if want.runtime == "vllm" and asked > free:
+                works = max(0, free) * 1000 // node.memory_total_bytes / 1000
+                reasons.append(
+                    f"engines.{want.name}.args.gpu-memory-utilization: {want.utilisation} asks for "
+                    f"{asked / _GIB:.1f} GiB, and {max(0, free) / _GIB:.1f} GiB are free on {place[0]!r} when it "
+                    f"starts as number {number}: vLLM refuses that, even with a pinned KV cache. "
+                    f"Remove it, or write {works}"
+                )
+                break
     return reasons
 
 

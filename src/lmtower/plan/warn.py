@@ -187,15 +187,9 @@ def _prompt_warnings(made: EnginePlan, want: Want, tower: Tower) -> Iterator[str
 
 
 def _utilisation_warnings(made: EnginePlan, utilisation: float, node: NodeFacts) -> Iterator[str]:
-    free = min(node.memory_available_bytes, node.memory_total_bytes)
-    if utilisation * node.memory_total_bytes > free:
+    if made.start_order > 1:
+        asked = utilisation * node.memory_total_bytes / _GIB
         yield (
-            f"gpu-memory-utilization {utilisation} asks for {utilisation * node.memory_total_bytes / _GIB:.1f} GiB, "
-            f"{free / _GIB:.1f} GiB are free at most: the start check refuses it, even with a pinned KV cache"
-        )
-    elif made.start_order > 1:
-        yield (
-            f"gpu-memory-utilization {utilisation} must still be free when this engine starts as "
-            f"number {made.start_order}; "
-            "without it the plan's own value is used"
+            f"gpu-memory-utilization {utilisation}: {asked:.1f} GiB must still be free when this engine starts as "
+            f"number {made.start_order}, or its start check refuses; without it the plan's own value is used"
         )

@@ -12,7 +12,7 @@ from math import ceil, floor
 
 from lmtower.config.types import Tower
 from lmtower.plan.place import budget
-from lmtower.plan.solve import Outcome, longest_beside
+from lmtower.plan.solve import Outcome, longest_beside, start_order
 from lmtower.plan.types import EnginePlan, NodeFacts, NodePlan
 from lmtower.plan.wants import Want, runtime_of
 from lmtower.plan.warn import engine_warnings
@@ -25,7 +25,7 @@ def engine_plans(outcome: Outcome, tower: Tower, nodes: Mapping[str, NodeFacts])
     """Plans of all engines, in the order of the file; external ones have no bytes and no port."""
     wants = {want.name: want for want in outcome.wants}
     size = {name: wants[name].estimate.fixed_bytes + outcome.pools[name] for name in wants}
-    order = {name: index + 1 for index, name in enumerate(sorted(wants, key=lambda name: (-size[name], name)))}
+    order = {want.name: number for number, want in enumerate(start_order(outcome.wants, outcome.pools), 1)}
     ports = _ports(tower)
     before: dict[tuple[str, int], int] = {}
     utilisations: dict[str, float | None] = {}
