@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,29 @@ from hypothesis import strategies as st
 
 from lmtower import recipes
 from lmtower.config.types import Persona
-from lmtower.guard import ToolCache, mended, rules_of
+from lmtower.guard import (
+    Strict,
+    StrictChatReply,
+    StrictMessagesReply,
+    StrictResponsesReply,
+    ToolCache,
+    mended,
+    rules_of,
+)
 from lmtower.guard.repair import as_object, repair
 from lmtower.guard.tools import Tool, compile_tools
 from lmtower.personas import PREPARERS, compile_persona, prepare
 from lmtower.wire import faults, images
 from lmtower.wire import top as tops
+from lmtower.wire.answers import MALFORMED, malformed
 from lmtower.wire.chat import ChatReply
+from lmtower.wire.citing import CitingReply, Found
+from lmtower.wire.completions import CompletionReply
 from lmtower.wire.faults import Dialect, Fault
 from lmtower.wire.infill import FimReply, InfillReply
+from lmtower.wire.keeping import KeepingReply
 from lmtower.wire.messages import MessagesReply
+from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import StoppingReply
 from tests.fakes.engine import FakeEngine
@@ -102,6 +116,114 @@ def test_any_arguments_are_repaired_to_something_valid_or_left(text: str, cut: b
     fixed = repair(text, tool, cut=cut)
     assert fixed is None or not tool.errors(fixed)
     assert isinstance(as_object(text), dict)
+
+
+EVENTS = """message_start message_delta message_stop content_block_start content_block_delta content_block_stop error
+    ping response.created response.completed response.incomplete response.failed response.output_item.added
+    response.output_item.done response.function_call_arguments.delta response.output_text.delta"""
+KINDS_OF_EVENTS = st.sampled_from(tuple(EVENTS.split()))
+CALL = st.fixed_dictionaries({}, optional={"index": JSON, "id": JSON, "function": PART | JSON, "type": JSON})
+DELTA = st.fixed_dictionaries(
+    {},
+    optional={"content": JSON, "tool_calls": st.lists(CALL, max_size=2) | JSON, "reasoning": JSON, "stop_reason": JSON}
+    | dict.fromkeys(("type", "partial_json", "text"), JSON),
+)
+CHOICE = st.fixed_dictionaries({}, optional={"index": JSON, "delta": DELTA | JSON, "finish_reason": JSON, "text": JSON})
+USAGE = st.fixed_dictionaries({}, optional=dict.fromkeys(("prompt_tokens", "input_tokens", "output_tokens"), JSON))
+RESPONSE = st.fixed_dictionaries({}, optional={"id": JSON, "output": st.lists(PART) | JSON, "usage": USAGE | JSON})
+EVENT = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": KINDS_OF_EVENTS | JSON,
+        "choices": st.lists(CHOICE, max_size=2) | JSON,
+        "usage": USAGE | JSON,
+        "message": st.fixed_dictionaries({}, optional={"usage": USAGE | JSON}) | JSON,
+        "delta": DELTA | JSON,
+        "content_block": PART | JSON,
+        "item": PART | JSON,
+        "response": RESPONSE | JSON,
+        "output_index": JSON,
+        "index": JSON,
+        "sequence_number": JSON,
+        "error": JSON,
+        "model": JSON,
+    },
+)
+
+
+def replies() -> list[Reply]:
+    """Every reply that there is, the ones around others included."""
+    tools = [{"name": "t", "input_schema": {"type": "object"}}]
+
+    def strict(dialect: Dialect) -> Strict:
+        body = tops.split(json.dumps({"messages": [], "input": [], "tools": tools}).encode())
+        rules = rules_of(body, ToolCache())
+        assert rules is not None
+        return Strict(rules, "/", tops.join(body), dialect, lambda: "id")
+
+    found = Found("q", [{"file_id": "f", "filename": "n", "score": 1, "attributes": {}, "content": []}], True)
+    plain = [make("s", "a", "q") for make in (ChatReply, CompletionReply, MessagesReply, ResponsesReply, FimReply)]
+    return [
+        *plain,
+        InfillReply("s", "a", "q"),
+        StoppingReply(ChatReply("s", "a", "q"), ["x"]),
+        CitingReply(ChatReply("s", "a", "q"), found),
+        KeepingReply(CitingReply(ResponsesReply("s", "a", "q"), found), lambda response: None),
+        StrictChatReply("s", "a", "q", True, strict("openai")),
+        StoppingReply(StrictChatReply("s", "a", "q", True, strict("openai")), ["x"]),
+        StrictMessagesReply("s", "a", "q", strict("anthropic")),
+        StrictResponsesReply("s", "a", "q", {}, strict("responses")),
+    ]
+
+
+@EASY
+@given(answer=EVENT | RESPONSE | JSON, second=EVENT | RESPONSE | JSON)
+def test_any_whole_answer_is_passed_on_or_faulted(answer: object, second: object) -> None:
+    """A reply raises nothing but a Fault, whatever an engine answers, first or when it is asked again."""
+    for reply in replies():
+        with suppress(Fault, *MALFORMED):
+            reply.body(json.dumps(answer).encode())
+            if reply.again is not None:
+                reply.retried(json.dumps(second).encode())
+
+
+@EASY
+@given(events=st.lists(EVENT | JSON, max_size=5))
+def test_any_events_are_relayed_or_faulted(events: list[object]) -> None:
+    """The same for streams of events that are nearly right."""
+    raw = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+    for reply in replies():
+        try:
+            reply.feed(raw)
+            reply.end()
+        except (Fault, *MALFORMED) as exc:
+            broken = reply.broken(exc if isinstance(exc, Fault) else malformed())
+            assert broken.endswith(b"\n\n") or reply.complete
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages", "responses", "completions"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nonsense_of_an_engine_is_a_502_in_the_protocols_envelope(
+    tmp_path: Path, path: str, stream: bool
+) -> None:
+    """Wrong types deep inside of an answer: an error that says whose it is, not a crash and not half an answer."""
+    wrong = [
+        {"choices": [{"index": [], "delta": {"content": 5}}]},
+        {"type": "response.completed", "response": {"usage": 5}},
+    ]
+    wrong += [{"type": "message_delta", "delta": [], "usage": {"output_tokens": "x"}}, {"choices": 5, "output": 5}, 5]
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine, personas={"p": {"engine": "big", "tools": "strict"}}) as tower:
+            for answer in wrong:
+                data = json.dumps(answer).encode()
+                engine.script(raw=[b"data: " + data + b"\n\n" if stream else data])
+                tool = {"type": "function", "function": {"name": "t"}}
+                said = [{"role": "user", "content": "x"}]
+                body = {"model": "p", "messages": said, "input": said, "prompt": "x", "max_tokens": 9, "stream": stream}
+                with suppress(httpx.RemoteProtocolError):  # a broken stream is cut
+                    seen = await tower.client.post(f"/v1/{path}", json=body | {"tools": [tool]})
+                    assert seen.status_code in (200, 502), seen.text
+                    assert "internal_error" not in seen.text
 
 
 @EASY

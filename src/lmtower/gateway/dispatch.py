@@ -7,6 +7,7 @@ on a new connection when a kept one turned out to be closed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from lmtower.gateway.engine import Engine, Replica
 from lmtower.gateway.exchange import JSON, Header
@@ -17,6 +18,7 @@ from lmtower.logs import get_logger
 from lmtower.personas import Prepared
 from lmtower.telemetry.families import UPSTREAM_CANCELLED, UPSTREAM_RETRIES
 from lmtower.telemetry.metrics import Metrics
+from lmtower.wire.answers import MALFORMED, malformed
 from lmtower.wire.embeddings import EmbeddingsReply
 from lmtower.wire.engine_faults import from_engine
 from lmtower.wire.faults import Fault
@@ -135,7 +137,7 @@ class Dispatcher:
         if prepared.more:
             answer = await self._batches(flow, prepared, body)
         elif reply.again is None:
-            answer = reply.body(body)
+            answer = _read(reply.body, body)
         if reply.again is not None:
             answer = await self._again(flow, prepared)
         self._learn(flow, prepared)
@@ -149,13 +151,13 @@ class Dispatcher:
         bodies = [first]
         for pieces in prepared.more:
             bodies.append(await self._fetch(flow, Again(prepared.path, pieces)))
-        return reply.join(bodies)
+        return _read(reply.join, bodies)
 
     async def _again(self, flow: Flow, prepared: Prepared) -> bytes:
         """The second request that the first answer turned out to need."""
         again = prepared.reply.again
         assert again is not None
-        return prepared.reply.retried(await self._fetch(flow, again))
+        return _read(prepared.reply.retried, await self._fetch(flow, again))
 
     async def _stream(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
         relay.waiting_since = self.clock()
@@ -203,7 +205,7 @@ class Dispatcher:
         reply = prepared.reply
         if relay.fault is None:
             try:
-                last = reply.end()
+                last = _read(lambda _: reply.end(), None)
                 if reply.complete:
                     flow.done()
                 flow.exchange.send(last)
@@ -266,6 +268,14 @@ def _whose(flow: Flow) -> tuple[str, str, str]:
     assert flow.client is not None
     assert flow.persona is not None
     return flow.client.name, flow.persona.name, flow.persona.engine
+
+
+def _read(reading: Callable[[Any], bytes], given: Any) -> bytes:
+    """What a reply makes of an engine's answer. Raises Fault, also when the answer is not what its protocol says."""
+    try:
+        return reading(given)
+    except MALFORMED as exc:
+        raise malformed() from exc
 
 
 def _not_supported(flow: Flow, fault: Fault) -> Fault:

@@ -92,7 +92,8 @@ class Intake:
         """Put the strict reply of the protocol in place of the plain one."""
         if rules is None:
             return
-        strict = Strict(rules, prepared.path, prepared.pieces, flow.dialect, _new_id(flow.dialect))
+        runtime = flow.persona.runtime if flow.persona is not None else "vllm"
+        strict = Strict(rules, prepared.path, prepared.pieces, flow.dialect, _new_id(flow.dialect), runtime)
         flow.tool_calls = strict.tally
         plain = prepared.reply
         if isinstance(plain, StoppingReply):

@@ -15,6 +15,7 @@ from lmtower.gateway.engine import Engine
 from lmtower.gateway.exchange import SSE, Exchange
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.upstream import Call
+from lmtower.wire.answers import MALFORMED, malformed
 from lmtower.wire.faults import Fault
 from lmtower.wire.reply import Reply
 
@@ -56,8 +57,8 @@ class Relay:
             return
         try:
             out = self._reply.feed(data)
-        except Fault as fault:
-            self.fault = fault
+        except (Fault, *MALFORMED) as exc:
+            self.fault = exc if isinstance(exc, Fault) else malformed()
             if self.call is not None:
                 self.call.fail("the answer cannot be relayed")
             return

@@ -88,10 +88,12 @@ class Remembered:
         """The reply, which will be kept when it is finished."""
 
         def finished(response: Json) -> None:
+            if not isinstance(response.get("id"), str):
+                return  # no client can ask for it
             answered = keeping.output_of(response)
             body = msgspec.json.encode(response)
             self._put(
-                (opening.client, str(response["id"])),
+                (opening.client, response["id"]),
                 Turn(opening.previous, opening.asked, answered, body, opening.until),
             )
 

@@ -13,7 +13,6 @@ from lmtower.config.types import Tower
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.upstreams import Upstream
 from lmtower.personas import CompiledPersona, compile_persona
-from lmtower.wire import stops
 from lmtower.wire.faults import Fault
 
 
@@ -61,7 +60,7 @@ def build(
             served=upstream.model,
             recipe=recipes.get(upstream.recipe),
             max_model_len=upstream.max_model_len,
-            most_stops=None if upstream.runtime == "llamacpp" else stops.ENGINE_LIMIT,
+            runtime=upstream.runtime,
             image_hosts=tower.gateway.image_urls,
             allowed_fields=frozenset(tower.gateway.dangerous_fields),
         )

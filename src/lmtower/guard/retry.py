@@ -15,6 +15,7 @@ import msgspec
 from lmtower.guard.judge import Call
 from lmtower.guard.repair import decode
 from lmtower.guard.tools import JsonObject, Tool
+from lmtower.wire import top as tops
 from lmtower.wire.faults import Dialect
 from lmtower.wire.top import Top
 
@@ -40,10 +41,45 @@ def retry_edits(dialect: Dialect, top: Top, tool: Tool | None, tools: Sequence[T
     if dialect == "responses":
         given = bytes(memoryview(top["input"]))
         items = given if given.lstrip()[:1] == b"[" else b'[{"role":"user","content":' + given + b"}]"
-        return {**common, "input": with_hint(items, hint), "text": msgspec.json.encode({"format": form})}
-    shape = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
+        # vLLM reads the first, llama.cpp the second
+        text, shape = msgspec.json.encode({"format": form}), msgspec.json.encode(_response_format(form))
+        return {**common, "input": with_hint(items, hint), "text": text, "response_format": shape}
     messages = with_hint(bytes(memoryview(top["messages"])), hint)
-    return {**common, "messages": messages, "stream_options": None, "response_format": msgspec.json.encode(shape)}
+    return {
+        **common,
+        "messages": messages,
+        "stream_options": None,
+        "response_format": msgspec.json.encode(_response_format(form)),
+    }
+
+
+def _response_format(form: JsonObject) -> JsonObject:
+    return {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
+
+
+def as_chat(top: Top) -> Top:
+    """The texts of an Anthropic conversation as a chat: llama.cpp constrains no answer in Anthropic's form."""
+    said = [{"role": "system", "content": _told(tops.value(top, "system"))}]
+    for message in tops.value(top, "messages"):
+        said.append({"role": message.get("role"), "content": _told(message.get("content"))})
+    kept: Top = {name: top[name] for name in ("model", "max_tokens", "temperature") if name in top}
+    return {**kept, "messages": msgspec.json.encode([one for one in said if one["content"]])}
+
+
+def _told(content: Any) -> str:
+    """What blocks say, calls and their results included."""
+    if isinstance(content, str):
+        return content
+    told: list[str] = []
+    for block in content if isinstance(content, list) else []:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            told.append(str(block.get("text", "")))
+        elif kind == "tool_use":
+            told.append(f"{block.get('name')} {msgspec.json.encode(block.get('input')).decode()}")
+        elif kind == "tool_result":
+            told.append(_told(block.get("content")))
+    return "\n\n".join(told)
 
 
 def _choice(tools: Iterable[Tool]) -> JsonObject:

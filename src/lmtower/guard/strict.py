@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lmtower.config.types import Runtime
 from lmtower.guard.judge import Call, Judgement, Rules, Verdict, judge
-from lmtower.guard.retry import retried_call, retry_edits
+from lmtower.guard.retry import as_chat, retried_call, retry_edits
 from lmtower.guard.tools import Tool, ToolCache
 from lmtower.wire import top as tops
 from lmtower.wire.engine_faults import unreadable_call
@@ -20,7 +21,7 @@ VALID, REPAIRED, RETRIED, REJECTED = range(4)
 class Strict:
     """One request under ``tools: strict``. ``tally`` counts calls: valid, repaired, retried, rejected."""
 
-    __slots__ = ("_dialect", "_new_id", "_path", "_pieces", "_tool", "rules", "tally")
+    __slots__ = ("_chat", "_dialect", "_new_id", "_path", "_pieces", "_tool", "rules", "tally")
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Strict:
         pieces: list[Piece],
         dialect: Dialect,
         new_id: Callable[[], str],
+        runtime: Runtime = "vllm",
     ) -> None:
         self.rules = rules
         self.tally = [0, 0, 0, 0]
@@ -36,6 +38,8 @@ class Strict:
         self._pieces = pieces
         self._dialect = dialect
         self._new_id = new_id
+        self._chat = dialect == "anthropic" and runtime == "llamacpp"
+        """Second requests go to the chat route, the only one whose answers this engine constrains."""
         self._tool: Tool | None = None
 
     def new_id(self) -> str:
@@ -53,12 +57,15 @@ class Strict:
     def again(self) -> Again:
         """The constrained second request."""
         top = tops.split(b"".join(bytes(memoryview(piece)) for piece in self._pieces))
-        for key, value in retry_edits(self._dialect, top, self._tool, list(self.rules.tools.tools.values())).items():
+        dialect, path = self._dialect, self._path
+        if self._chat:
+            top, dialect, path = as_chat(top), "openai", "/v1/chat/completions"
+        for key, value in retry_edits(dialect, top, self._tool, list(self.rules.tools.tools.values())).items():
             if value is None:
                 top.pop(key, None)
             else:
                 top[key] = value
-        return Again(self._path, tops.join(top))
+        return Again(path, tops.join(top))
 
     def recover(self, status: int, body: bytes) -> Again | None:
         """The constrained request after an engine could not read its own model's call, which it tells as a failure.

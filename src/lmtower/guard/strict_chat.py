@@ -11,7 +11,7 @@ from lmtower.guard.judge import Call, Verdict
 from lmtower.guard.leaks import MARKERS, parse
 from lmtower.guard.strict import Strict, rejected
 from lmtower.wire import sse, usage
-from lmtower.wire.answers import read_success
+from lmtower.wire.answers import objects, read_success
 from lmtower.wire.chat import ChatReply
 from lmtower.wire.faults import Fault
 from lmtower.wire.stops import Cut
@@ -49,7 +49,7 @@ class StrictChatReply(ChatReply):
         """The answer with good calls only; empty when a second request is needed first."""
         read_success(data)
         answer: dict[str, Any] = msgspec.json.decode(super().body(data))
-        choices = [choice for choice in answer.get("choices") or () if isinstance(choice.get("message"), dict)]
+        choices = [choice for choice in objects(answer, "choices") if isinstance(choice.get("message"), dict)]
         for choice in choices:
             judgement = self.strict.judge(self._message_calls(choice), cut=choice.get("finish_reason") == "length")
             if judgement.verdict in (Verdict.RETRY, Verdict.REJECT):
@@ -100,7 +100,7 @@ class StrictChatReply(ChatReply):
             return self._event(event)
         chunk = read_success(data)
         out: list[dict[str, Any]] = []
-        for choice in chunk.get("choices") or ():
+        for choice in objects(chunk, "choices"):
             out.extend(self._choice(chunk, choice))
         if not chunk.get("choices"):
             out.append(chunk)

@@ -140,7 +140,7 @@ class StrictMessagesReply(MessagesReply):
     def retried(self, data: bytes) -> bytes:
         """The rest of the stream, or the whole message, with the calls of the constrained answer."""
         first, self.usage = self.usage, Usage()
-        answer = read_object(super().body(data))
+        answer = read_object(super().body(_from_chat(data)))
         self.complete = False
         for name in ("input_tokens", "cached_tokens", "output_tokens"):
             setattr(self.usage, name, getattr(self.usage, name) + getattr(first, name))
@@ -159,6 +159,18 @@ class StrictMessagesReply(MessagesReply):
             + named("message_delta", _encode(end))
             + named("message_stop", b'{"type":"message_stop"}')
         )
+
+
+def _from_chat(data: bytes) -> bytes:
+    """The second answer as a message, if it is a chat completion (``retry.as_chat``)."""
+    answer = read_object(data)
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices:
+        return data
+    used = answer.get("usage") or {}
+    numbers = {"input_tokens": used.get("prompt_tokens"), "output_tokens": used.get("completion_tokens")}
+    text = {"type": "text", "text": choices[0].get("message", {}).get("content") or ""}
+    return _encode({"id": f"msg_{answer.get('id')}", "type": "message", "content": [text], "usage": numbers})
 
 
 def _kind(parsed: _Event, field: str) -> object:

@@ -9,7 +9,7 @@ import msgspec
 from lmtower.guard.judge import Call, Judgement, Verdict
 from lmtower.guard.strict import Strict, rejected
 from lmtower.wire import sse
-from lmtower.wire.answers import read_object
+from lmtower.wire.answers import objects, read_object
 from lmtower.wire.faults import Fault
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.usage import Usage
@@ -130,12 +130,7 @@ class StrictResponsesReply(ResponsesReply):
 
 
 def _calls_in(response: _Event) -> list[_Event]:
-    output = response.get("output")
-    return [
-        item
-        for item in (output if isinstance(output, list) else [])
-        if isinstance(item, dict) and item.get("type") == "function_call"
-    ]
+    return [item for item in objects(response, "output") if item.get("type") == "function_call"]
 
 
 def _items(calls: tuple[Call, ...], given: list[_Event]) -> list[_Event]:
@@ -150,8 +145,7 @@ def _items(calls: tuple[Call, ...], given: list[_Event]) -> list[_Event]:
 
 def _with_items(response: _Event, items: list[_Event]) -> _Event:
     """The response with these calls in place of its own, after everything else."""
-    output = response.get("output")
-    kept = [item for item in (output if isinstance(output, list) else []) if item.get("type") != "function_call"]
+    kept = [item for item in objects(response, "output") if item.get("type") != "function_call"]
     return {**response, "output": [*kept, *items]}
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from lmtower.config.types import Images, Lane, Limits, Persona, Price, Sampling, ToolMode
+from lmtower.config.types import Images, Lane, Limits, Persona, Price, Runtime, Sampling, ToolMode
 from lmtower.recipes import Recipe
+from lmtower.wire.stops import ENGINE_LIMIT
 
 _encode = msgspec.json.encode
 
@@ -48,8 +49,12 @@ class CompiledPersona(msgspec.Struct, frozen=True):
     hidden: bool = False
     aliases: tuple[str, ...] = ()
     ttft_target: float | None = None
-    most_stops: int | None = 4
-    """Stop strings that the engine takes; None: any number."""
+    runtime: Runtime = "vllm"
+
+    @property
+    def most_stops(self) -> int | None:
+        """Stop strings that the engine takes; None: any number. Of an unknown engine the least is expected."""
+        return None if self.runtime == "llamacpp" else ENGINE_LIMIT
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -64,7 +69,7 @@ def compile_persona(
     served: str,
     recipe: Recipe,
     max_model_len: int | None = None,
-    most_stops: int | None = 4,
+    runtime: Runtime = "vllm",
     image_hosts: tuple[str, ...] = (),
     allowed_fields: frozenset[str] = frozenset(),
 ) -> CompiledPersona:
@@ -101,7 +106,7 @@ def compile_persona(
         hidden=persona.hidden,
         aliases=persona.aliases,
         ttft_target=persona.ttft_target,
-        most_stops=most_stops,
+        runtime=runtime,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from lmtower.wire import scan, sse, usage
-from lmtower.wire.answers import read_object
+from lmtower.wire.answers import objects, read_object
 from lmtower.wire.engine_faults import from_stream
 from lmtower.wire.faults import Fault
 from lmtower.wire.frame import Frame
@@ -132,7 +132,7 @@ class ChatReply(Reply):
             return self.rename(data, 1)
         answer = read_object(data)
         answer["model"] = self.asked
-        for choice in answer.get("choices") or ():
+        for choice in objects(answer, "choices"):
             message = choice.get("message")
             if isinstance(message, dict):
                 _both_reasonings(message)
@@ -173,7 +173,7 @@ class ChatReply(Reply):
         """One chunk as the chunks that a client may be sent."""
         if "model" in chunk:
             chunk["model"] = self.asked
-        choices = chunk.get("choices") or []
+        choices = objects(chunk, "choices")
         numbers = chunk.pop("usage", None)
         chunks = [chunk] if choices else []
         for choice in choices:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from lmtower.wire import sse
-from lmtower.wire.answers import read_object
+from lmtower.wire.answers import objects, read_object
 from lmtower.wire.reply import Reply
 from lmtower.wire.top import Top, value
 from lmtower.wire.wrapping import Wrapping
@@ -186,7 +186,7 @@ class CitingReply(Wrapping):
         answer = read_object(out)
         if self.dialect == "responses":
             return _encode(self._response(answer))
-        for choice in answer.get("choices") or ():
+        for choice in objects(answer, "choices"):
             message = choice.get("message")
             if isinstance(message, dict) and isinstance(message.get("content"), str):
                 found = chat_annotations(message["content"], self._found.hits)
@@ -200,7 +200,7 @@ class CitingReply(Wrapping):
             return event
         chunk = read_object(data)
         before = b""
-        for choice in chunk.get("choices") or ():
+        for choice in objects(chunk, "choices"):
             number = choice.get("index", 0)
             text = (choice.get("delta") or {}).get("content")
             if text:
@@ -246,10 +246,10 @@ class CitingReply(Wrapping):
         return out + self._numbered("response.output_item.done", {"output_index": 0, "item": item})
 
     def _response(self, response: Json) -> Json:
-        for item in response.get("output") or ():
+        for item in objects(response, "output"):
             for part in item.get("content") or () if isinstance(item, dict) else ():
                 self._annotate(part)
-        response["output"] = [search_call(self._identity, self._found), *(response.get("output") or ())]
+        response["output"] = [search_call(self._identity, self._found), *objects(response, "output")]
         return response
 
     def _annotate(self, part: Any) -> None:

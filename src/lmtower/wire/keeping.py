@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from lmtower.wire import sse
-from lmtower.wire.answers import read_object
+from lmtower.wire.answers import objects, read_object
 from lmtower.wire.reply import Reply
 from lmtower.wire.wrapping import Wrapping
 
@@ -35,8 +35,7 @@ def items_of(given: bytes) -> bytes:
 
 def output_of(response: Json) -> bytes:
     """The output of a response as input of the next turn, in the same form."""
-    output = response.get("output")
-    kept = [item for item in (output if isinstance(output, list) else []) if item.get("type") in _REPLAYED]
+    kept = [item for item in objects(response, "output") if item.get("type") in _REPLAYED]
     return b",".join([_encode(item) for item in kept])
 
 
@@ -86,5 +85,5 @@ class KeepingReply(Wrapping):
             for event in sse.split(out):
                 data = sse.data_of(event)
                 if data is not None and sse.name_of(event) in _FINAL:
-                    self._keep(read_object(data)["response"])
+                    self._keep(read_object(data).get("response") or {})
         return out

@@ -7,6 +7,7 @@ and knows four error codes in ``response.failed``. A stream that breaks ends wit
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -193,7 +194,8 @@ class ResponsesReply(Reply):
         response.update(self.own)
         usage = response.get("usage")
         if isinstance(usage, dict):
-            msgspec.convert(usage, _EngineUsage).into(self.usage)
+            with suppress(msgspec.ValidationError):
+                msgspec.convert(usage, _EngineUsage).into(self.usage)
             response["usage"] = _whole_usage(usage)
         return response
 

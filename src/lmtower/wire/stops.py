@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from lmtower.wire import sse, usage
-from lmtower.wire.answers import read_success
+from lmtower.wire.answers import objects, read_success
 from lmtower.wire.reply import Reply
 from lmtower.wire.wrapping import Wrapping
 
@@ -83,7 +83,7 @@ class StoppingReply(Wrapping):
     def body(self, data: bytes) -> bytes:
         """The whole answer, every text cut at the first stop string."""
         answer = read_success(data)
-        for choice in answer.get("choices") or ():
+        for choice in objects(answer, "choices"):
             place, key = _place(choice, "message")
             if place is None or not isinstance(place.get(key), str):
                 continue
@@ -118,11 +118,12 @@ class StoppingReply(Wrapping):
         if data is None:
             return event
         chunk = read_success(data)
-        if not chunk.get("choices"):
+        choices = objects(chunk, "choices")
+        if not choices:
             return event
         if chunk.pop("usage", None) is not None:  # asked for in every chunk, for the engine may not come to its last
             usage.read(data, self.usage)
-        cuts = [self._cut(choice) for choice in chunk["choices"]]
+        cuts = [self._cut(choice) for choice in choices]
         out = b"data: " + _encode(chunk) + b"\n\n"
         if any(cuts) and len(self._ended) >= self._choices:
             self.enough = True
