@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.fakes.engine import FakeEngine, ToolCall
-from tests.gateway.support import Running, events, running
+from tests.gateway.support import Running, events, running, upstream
 
 PERSONAS = {"agent": {"engine": "big", "tools": "strict", "system": "You act."}}
 SCHEMA = {
@@ -272,3 +272,28 @@ async def test_call_that_the_engine_could_not_read_is_asked_for_again(
     assert told["model"] == "agent"
     assert (record.tool_calls_retried, record.tool_calls_rejected, record.input_tokens) == (1, 0, 9)
     assert (twice.status_code, free.status_code) == (502, 502)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_llamacpp_is_asked_again_where_it_constrains_answers(tmp_path: Path, stream: bool) -> None:
+    """It has no structured output in Anthropic's form, so the second request of a message is a chat of its texts."""
+    path, first = body("messages", stream, tool_choice={"type": "any"}, system="Be brief.")
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "rain"}]}
+    call = {"type": "tool_use", "id": "t", "name": "weather", "input": {"city": "Oslo"}}
+    history = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    first["messages"] += history
+    with FakeEngine() as engine:
+        engine.script(text="no call", path="/messages", input_tokens=10)
+        engine.script(text=GOOD, path="/chat/completions", input_tokens=7)
+        table = [upstream(engine, runtime="llamacpp")]
+        async with running(tmp_path, engine, personas=PERSONAS, upstreams=table) as tower:
+            answer = await tower.client.post(path, json=first)
+            [record] = await tower.records(1)
+        again = engine.requests[-1]
+    assert calls_of("messages", stream, answer.text) == [("weather", {"city": "Oslo", "days": 3})]
+    assert again.path == "/v1/chat/completions"
+    assert again.json["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert [message["role"] for message in again.json["messages"]] == ["system", "user", "assistant", "user"]
+    assert again.json["messages"][0]["content"] == "You act.\n\nBe brief."
+    assert again.json["messages"][3]["content"].startswith("rain\n\nCall the tool 'weather'")
+    assert (record.input_tokens, record.tool_calls_retried, record.tool_calls_rejected) == (17, 1, 0)
