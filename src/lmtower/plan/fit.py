@@ -224,6 +224,7 @@ def as_json(answer: Fit, question: Question) -> dict[str, Any]:
         "prefix_caching": made.options.prefix_caching,
         "num_speculative_tokens": made.options.speculative_tokens,
         "weights_bytes": made.weights.bytes,
+        "weights_parts": dict(made.weights.parts),
         "weights_basis": made.weights.basis,
         "weights_uncertainty": made.weights.uncertainty,
         "kv_cache_bytes": answer.pool_bytes,
