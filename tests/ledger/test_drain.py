@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from lmtower.errors import LedgerError
 from lmtower.ledger import UsageRecord, drain, journal
@@ -89,16 +89,14 @@ def test_crash_after_any_batch_repeats_and_loses_nothing(
     rounds = iter([False, False, True, True])
     assert drain.drain(database, folder, lambda: next(rounds)).rows == 20
 
-    read = journal.read
+    insert = drain._insert
 
-    def broken(segment: Path, offset: int) -> object:
-        for place, found in enumerate(read(segment, offset)):
-            if place == 7:
-                raise LedgerError("the power failed")
-            yield found
+    def broken(connection: Connection, rows: list[UsageRecord]) -> None:
+        insert(connection, rows[:7])
+        raise LedgerError("the power failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "read", broken)
+        patch.setattr(drain, "_insert", broken)
         with pytest.raises(LedgerError):
             drain.drain(database, folder)
     assert len(_ids(database)) == 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from lmtower.ledger.journal import Journal
 from tests.ledger.records import record
 
 
-def _all(folder: Path) -> list[UsageRecord | None]:
-    return [found for segment in journal.segments(folder) for found, _ in journal.read(segment, 0)]
+def _all(folder: Path) -> list[UsageRecord]:
+    return [found for segment in journal.segments(folder) for found in journal.read(segment, 0, 1000).records]
 
 
 def test_record_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
@@ -78,21 +79,22 @@ def test_torn_last_line_is_not_read(tmp_path_factory: pytest.TempPathFactory, cu
 
 
 def test_reading_goes_on_behind_an_offset(tmp_path: Path) -> None:
-    """Each record comes with the place behind it."""
+    """Each block comes with the place behind it."""
     written = Journal(tmp_path)
     for number in range(3):
         written.append(record(number))
     written.close()
     segment = journal.segments(tmp_path)[0]
-    places = [place for _, place in journal.read(segment, 0)]
-    assert places[-1] == segment.stat().st_size
-    assert [found for found, _ in journal.read(segment, places[0])] == [record(1), record(2)]
-    assert list(journal.read(segment, places[-1])) == []
+    first = journal.read(segment, 0, 1)
+    rest = journal.read(segment, first.end, 10)
+    assert (first.records, rest.records) == ([record(0)], [record(1), record(2)])
+    assert rest.end == segment.stat().st_size
+    assert journal.read(segment, rest.end, 10) == ([], 0, rest.end)
 
 
 @pytest.mark.parametrize("line", [b"{not json", b"\xff\xfe", b"[]", b'{"time": 1}', b'{"request_id": 5, "time": 1}'])
 def test_broken_line_in_the_middle_is_skipped_and_told(tmp_path: Path, line: bytes) -> None:
-    """A broken line is None, and the records around it are read."""
+    """A broken line is counted, and the records around it are read."""
     written = Journal(tmp_path)
     written.append(record(1))
     segment = journal.segments(tmp_path)[0]
@@ -100,7 +102,7 @@ def test_broken_line_in_the_middle_is_skipped_and_told(tmp_path: Path, line: byt
         file.write(line + b"\n")
     written.append(record(2))
     written.close()
-    assert _all(tmp_path) == [record(1), None, record(2)]
+    assert journal.read(segment, 0, 10) == ([record(1), record(2)], 1, segment.stat().st_size)
 
 
 class _Disk:
@@ -139,7 +141,26 @@ def test_full_disk_keeps_records_in_memory_and_writes_them_later(
     assert written.append(record(4))
     assert (written.written, written.waiting) == (4, 0)
     written.close()
-    assert [found for found in _all(tmp_path) if found] == [record(1), record(2), record(3), record(4)]
+    assert _all(tmp_path) == [record(1), record(2), record(3), record(4)]
+
+
+@given(room=st.integers(0, 2000), more=st.integers(0, 5))
+def test_several_records_in_one_write_cut_anywhere_are_all_read_once(room: int, more: int) -> None:
+    """A disk that takes a part of a write that holds several lines: none is lost, none is written twice."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        disk = _Disk(patch)
+        disk.room = room
+        written = Journal(Path(name))
+        for number in range(5):
+            written.add(record(number))
+        written.flush()
+        for number in range(5, 5 + more):
+            written.append(record(number))
+        disk.room = None
+        assert written.flush()
+        assert (written.written, written.waiting) == (5 + more, 0)
+        written.close()
+        assert _all(Path(name)) == [record(number) for number in range(5 + more)]
 
 
 def test_disk_that_stays_full_drops_the_oldest_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +173,7 @@ def test_disk_that_stays_full_drops_the_oldest_and_counts(tmp_path: Path, monkey
         written.append(record(number))
     assert (written.waiting, written.dropped) == (3, 2)
     disk.room = None
-    assert written.retry()
+    assert written.flush()
     written.close()
     assert _all(tmp_path) == [record(2), record(3), record(4)]
 

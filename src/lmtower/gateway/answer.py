@@ -40,6 +40,10 @@ class HttpExchange:
         self.finished = True
         self._connection.answered(self._keep_alive)
 
+    def promise(self) -> None:
+        """The answer will come after the handler has returned."""
+        self.finished = True
+
     def start(self, status: int, headers: Headers) -> None:
         """Begin an answer of unknown length: chunked, or until the connection closes for HTTP/1.0."""
         head = self._head(status, headers)
@@ -77,8 +81,7 @@ class HttpExchange:
         if server.closing:
             self._keep_alive = False
         lines = [_STATUS_LINES[status], server.date]
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
+        lines += [b"%b: %b\r\n" % header for header in headers]
         if not self._keep_alive:
             lines.append(b"connection: close\r\n")
         return lines

@@ -24,6 +24,7 @@ from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.handler import Handler
 from lmtower.gateway.knowledge import Knowledge
+from lmtower.gateway.outbox import Outbox
 from lmtower.gateway.relay import Watch
 from lmtower.gateway.server import Server
 from lmtower.gateway.snapshot import Snapshot
@@ -82,7 +83,7 @@ class Gateway:
         self._retiring: set[Engine] = set()
         """Engines that no snapshot names any more, with requests still running."""
         self.snapshot: Snapshot = self._build(1, configuration, {})
-        dispatcher = Dispatcher(self.watch, self.metrics, self.clock)
+        dispatcher = Dispatcher(self.watch, Outbox(ledger.flush), self.metrics, self.clock)
         self.knowledge = Knowledge(configuration.tower.stores.listen, data_dir)
         self.handler = Handler(
             lambda: self.snapshot, ledger, self.metrics, dispatcher, self.knowledge, self.clock, self.recent.append

@@ -12,6 +12,7 @@ from typing import Any
 from lmtower.gateway.engine import Engine, Replica
 from lmtower.gateway.exchange import JSON, Header
 from lmtower.gateway.flow import Flow
+from lmtower.gateway.outbox import Outbox
 from lmtower.gateway.relay import Relay, Watch
 from lmtower.gateway.upstream import Call, UpstreamLost
 from lmtower.logs import get_logger
@@ -31,8 +32,9 @@ ATTEMPTS = 3
 class Dispatcher:
     """Sends prepared requests to engines. Shared by all requests; holds no state of any of them."""
 
-    def __init__(self, watch: Watch, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(self, watch: Watch, outbox: Outbox, metrics: Metrics, clock: Callable[[], float]) -> None:
         self.watch = watch
+        self.outbox = outbox
         self.metrics = metrics
         self.clock = clock
 
@@ -141,8 +143,9 @@ class Dispatcher:
         if reply.again is not None:
             answer = await self._again(flow, prepared)
         self._learn(flow, prepared)
+        flow.held = True
         flow.done()
-        flow.exchange.respond(200, [JSON, *flow.headers], answer)
+        self.outbox.put(flow.exchange, [JSON, *flow.headers], answer)
 
     async def _batches(self, flow: Flow, prepared: Prepared, first: bytes) -> bytes:
         """The rest of a request that was split over the engine's limit, one batch after the other."""

@@ -84,6 +84,9 @@ class Exchange(Protocol):
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer in one write."""
 
+    def promise(self) -> None:
+        """The answer will come after the handler has returned."""
+
     def start(self, status: int, headers: Headers) -> None:
         """Begin an answer of unknown length."""
 

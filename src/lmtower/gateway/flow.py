@@ -42,6 +42,8 @@ class Flow:
     status = 200
     outcome: Outcome = "ok"
     recorded = False
+    held = False
+    """The answer waits in the outbox, which writes the record first."""
     tool_calls: Sequence[int] = (0, 0, 0, 0)
     """valid, repaired, retried, rejected"""
     trace: Trace | None = None

@@ -243,7 +243,10 @@ class Handler:
         record = flow.record(self._clock())
         if flow.reservation is not None:
             self.quota.settle(flow, record)
-        self.ledger.record(record)
+        if flow.held:
+            self.ledger.hold(record)
+        else:
+            self.ledger.record(record)
         self.metrics.finished(record)
         if flow.stream and flow.last_at > flow.first_at and record.output_tokens > 1:
             series = self.metrics.series(record.persona, record.client, record.engine, record.lane)

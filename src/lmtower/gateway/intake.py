@@ -23,7 +23,7 @@ from lmtower.wire import images
 from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply
 from lmtower.wire.faults import Dialect
-from lmtower.wire.items import Item, read
+from lmtower.wire.items import Item, is_plain, read
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import StoppingReply
@@ -63,12 +63,13 @@ class Intake:
         if found is None or not tops.given(top, found[0]):
             return None
         field, clean = found
-        raw = bytes(memoryview(top[field]))
-        items = read(raw)
-        mended = clean(raw, items)
-        mended = await self._images(flow, mended, persona, items if mended is raw else None)
-        if mended is not raw:
-            top[field] = mended
+        raw = bytes(top[field])
+        if not is_plain(raw):
+            items = read(raw)
+            mended = clean(raw, items)
+            mended = await self._images(flow, mended, persona, items if mended is raw else None)
+            if mended is not raw:
+                top[field] = mended
         return guard.rules_of(top, self.tools) if persona.tools == "strict" else None
 
     async def _images(self, flow: Flow, raw: bytes, persona: CompiledPersona, items: list[Item] | None) -> bytes:

@@ -279,7 +279,7 @@ def plain_end(data: bytes) -> int:
     end = data.find(b"\r\n\r\n")
     head = data[: end + 2].lower()
     at = head.find(b"\r\ncontent-length:")
-    if at < 0 or end < 0 or b"\r\nconnection:" in head or b"\r\ntransfer-encoding:" in head:
+    if at < 0 or end < 0 or head.find(b"\r\nconnection:") >= 0 or head.find(b"\r\ntransfer-encoding:") >= 0:
         return 0
     length = head[at + 17 : head.find(b"\r\n", at + 17)].strip()
     return end + 4 if length.isdigit() and len(data) - end - 4 == int(length) else 0

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import islice
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 BATCH_ROWS = 500
+_FIELDS = UsageRecord.__struct_fields__
+_INSERT = f"INSERT INTO usage ({', '.join(_FIELDS)}) VALUES ({', '.join('?' * len(_FIELDS))})"
 
 
 class Drained(msgspec.Struct):
@@ -57,9 +57,10 @@ def pending(database: Database, folder: Path) -> list[UsageRecord]:
         name = segment.name.replace("'", "")
         rows = database.query(f"SELECT \"offset\" FROM journal_offsets WHERE segment = '{name}'")
         try:
-            found += [
-                record for record, _ in journal.read(segment, int(rows[0][0]) if rows else 0) if record is not None
-            ]
+            offset = int(rows[0][0]) if rows else 0
+            while (block := journal.read(segment, offset, BATCH_ROWS)).end > offset:
+                found += block.records
+                offset = block.end
         except FileNotFoundError:
             continue
     return found
@@ -77,33 +78,31 @@ def _batch(database: Database, segment: Path, done: Drained) -> bool:
         offset = _locked_offset(connection, segment.name)
         if offset is None:
             return True  # look again: the segment should be gone
-        found = list(islice(journal.read(segment, offset), BATCH_ROWS))
-        if not found:
+        block = journal.read(segment, offset, BATCH_ROWS)
+        if block.end == offset:
             return False
-        rows = [record for record, _ in found if record is not None]
-        _insert(connection, rows)
-        moved = update(journal_offsets).where(journal_offsets.c.segment == segment.name).values(offset=found[-1][1])
+        _insert(connection, block.records)
+        moved = update(journal_offsets).where(journal_offsets.c.segment == segment.name).values(offset=block.end)
         connection.execute(moved)
-    done.rows += len(rows)
-    done.torn += len(found) - len(rows)
-    return len(found) == BATCH_ROWS
+    done.rows += len(block.records)
+    done.torn += block.torn
+    return len(block.records) + block.torn == BATCH_ROWS
 
 
 def _insert(connection: Connection, rows: list[UsageRecord]) -> None:
-    """Rows of the usage table. They go to the driver as tuples where it takes them: half the time per row, which is
-    a tenth of a small request's, because none of our columns needs a conversion."""
+    """Rows of the usage table. SQLite's driver takes them as tuples, at half the time of the way through SQLAlchemy,
+    which is a tenth of a small request's; none of our columns needs a conversion."""
     from sqlalchemy import insert
 
     from lmtower.ledger.schema import usage
 
     if not rows:
         return
-    if not connection.dialect.positional:
+    driver = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite" and driver is not None:
+        driver.executemany(_INSERT, map(msgspec.structs.astuple, rows))
+    else:
         connection.execute(insert(usage), [msgspec.structs.asdict(record) for record in rows])
-        return
-    statement = insert(usage).compile(dialect=connection.dialect, column_keys=list(UsageRecord.__struct_fields__))
-    values = attrgetter(*(statement.positiontup or ()))
-    connection.exec_driver_sql(str(statement), [values(record) for record in rows])
 
 
 def _locked_offset(connection: Connection, segment: str) -> int | None:

@@ -1,7 +1,7 @@
 """The journal: one line per request in append-only segment files, written before anything else hears of it.
 
-Theory of operation. A process appends to a segment of its own, ``<nanoseconds>-<random>.jsonl``, with one
-``write`` per record. The kernel has the bytes when ``write`` returns, so ``kill -9`` loses nothing. The writer
+Theory of operation. A process appends to a segment of its own, ``<nanoseconds>-<random>.jsonl``, with one ``write``
+for one record or for several. The kernel has the bytes when ``write`` returns, so ``kill -9`` loses nothing. The writer
 holds a lock (``flock``) on its segment as long as it lives; whoever drains sees by that lock whether a segment
 can still grow. A line that was torn (disk full, power) is closed by a line break before the next record and
 skipped by readers. Records that cannot be written wait in memory and are written first when the disk takes
@@ -15,8 +15,10 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,9 +28,12 @@ SUFFIX = ".jsonl"
 SEGMENT_BYTES = 16 * 1024**2
 MAX_WAITING = 100_000
 """Records kept in memory while the disk refuses them: about 60 MB; older ones are dropped and counted."""
+MAX_LINES = 1000
+"""Lines of one write."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(UsageRecord).decode
+_decode_lines = msgspec.json.Decoder(UsageRecord).decode_lines
 
 
 class Journal:
@@ -49,52 +54,57 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """Records that the disk refused and that wait in memory."""
+        """Records that wait in memory, for their ``flush`` or because the disk refused them."""
         return len(self._waiting)
 
     def append(self, record: UsageRecord) -> bool:
-        """Write one record. False when the disk refused: it waits in memory for ``retry`` or the next ``append``."""
-        line = _encode(record) + b"\n"
-        if self._waiting:
-            self._wait(line)
-            return self.retry()
-        if self._write(line):
-            self.written += 1
-            return True
-        self._wait(line)
-        return False
+        """Write one record. False when the disk refused: it waits in memory for the next ``flush``."""
+        self.add(record)
+        return self.flush()
 
-    def retry(self) -> bool:
-        """Write what waits in memory. Returns whether nothing waits any more."""
-        while self._waiting:
-            if not self._write(self._waiting[0]):
-                return False
-            self._waiting.popleft()
-            self.written += 1
-        return True
-
-    def _wait(self, line: bytes) -> None:
+    def add(self, record: UsageRecord) -> None:
+        """Let a record wait for ``flush``."""
         if len(self._waiting) == MAX_WAITING:
             self.dropped += 1
-        self._waiting.append(line)
+        self._waiting.append(_encode(record) + b"\n")
 
-    def _write(self, line: bytes) -> bool:
+    def flush(self) -> bool:
+        """Write what waits in memory. Returns whether nothing waits any more."""
+        while self._waiting:
+            if not self._write():
+                return False
+        return True
+
+    def _write(self) -> bool:
+        """Write some of the lines that wait, at once. False when the disk took less than that."""
+        waiting = self._waiting
+        lines = list(islice(waiting, MAX_LINES))
+        data = b"".join(lines)
         try:
             if self._descriptor < 0 or self._size >= self._segment_bytes:
                 self._next_segment()
-            if self._torn:
-                line = b"\n" + line
-            count = os.write(self._descriptor, line)
+            mend = b"\n" if self._torn else b""
+            count = os.write(self._descriptor, mend + data)
         except OSError as exc:
             self.errors += 1
             self.last_error = exc
             return False
         self._size += count
-        self._torn = count != len(line)
-        if self._torn:
+        whole = count == len(mend) + len(data)
+        left = count - len(mend)
+        self._torn = left < 0
+        for line in lines:
+            if left <= 0:
+                break
+            if left >= len(line) - 1:  # all of it; a line break that is missing comes with the next write
+                waiting.popleft()
+                self.written += 1
+            self._torn = left < len(line)
+            left -= len(line)
+        if not whole:
             self.errors += 1
-            self.last_error = OSError(f"wrote {count} of {len(line)} bytes")
-        return not self._torn
+            self.last_error = OSError(f"wrote {count} of {len(mend) + len(data)} bytes")
+        return whole
 
     def _next_segment(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,12 +116,15 @@ class Journal:
 
     def _close_segment(self) -> None:
         if self._descriptor >= 0:
+            if self._torn:
+                with suppress(OSError):
+                    os.write(self._descriptor, b"\n")
             os.close(self._descriptor)  # frees the lock: this segment is complete
             self._descriptor = -1
 
     def close(self) -> None:
         """Write what waits, as far as the disk takes it, and end the segment."""
-        self.retry()
+        self.flush()
         self._close_segment()
 
 
@@ -133,19 +146,34 @@ def is_complete(segment: Path) -> bool:
         os.close(descriptor)
 
 
-def read(segment: Path, offset: int) -> Iterator[tuple[UsageRecord | None, int]]:
-    """Records from ``offset`` on, each with the offset behind it; None for a torn line.
+class Block(NamedTuple):
+    """Some lines of a segment."""
 
-    An unfinished last line is not given: it may still grow. Raises FileNotFoundError.
+    records: list[UsageRecord]
+    torn: int
+    """Lines that no record could be made of."""
+    end: int
+    """The offset behind the last of them."""
+
+
+def read(segment: Path, offset: int, most: int) -> Block:
+    """Up to ``most`` lines from ``offset`` on. An unfinished last line is not read: it may still grow.
+
+    Raises FileNotFoundError.
     """
     with segment.open("rb") as file:
         file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            if line != b"\n":
-                yield _parse(line), offset
+        lines = list(islice(file, most))
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    data = b"".join(lines)
+    try:
+        records, torn = _decode_lines(data), 0
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        parsed = [_parse(line) for line in lines if line != b"\n"]
+        records = [record for record in parsed if record is not None]
+        torn = len(parsed) - len(records)
+    return Block(records, torn, offset + len(data))
 
 
 def count(folder: Path) -> int:

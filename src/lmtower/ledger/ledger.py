@@ -88,9 +88,18 @@ class Ledger:
 
     def record(self, record: UsageRecord) -> None:
         """Write one finished request to the journal. Never raises: what the disk refuses waits in memory."""
+        self.hold(record)
+        self.flush()
+
+    def hold(self, record: UsageRecord) -> None:
+        """Keep a finished request for the next ``flush``, which writes several at the price of one."""
         if self._pending_since is None:
             self._pending_since = time.time()
-        if not self._journal.append(record):
+        self._journal.add(record)
+
+    def flush(self) -> None:
+        """Write what is held. Never raises."""
+        if not self._journal.flush():
             if not self._disk_failing:
                 self._disk_failing = True
                 self._log.error("journal_write_failed", folder=str(self._folder), error=str(self._journal.last_error))
@@ -223,7 +232,7 @@ class Ledger:
                         self._log.error(failure, error=str(exc), records=self.lag_records)
                     failing = True
                 if self._journal.waiting:
-                    self._journal.retry()
+                    self._journal.flush()
                 await asyncio.sleep(RETRY_SECONDS if failing and work == self._drain_if_needed else seconds)
 
     def _follow_keys(self) -> None:

@@ -92,11 +92,11 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
     found = top.get("messages") if protocol == "chat" else None
     raw = bytes(memoryview(found)) if found is not None else b""
     head = raw[:_SHORT]
-    if b'"system"' not in head and b'"developer"' not in head:
+    if head.find(b'"system"') < 0 and head.find(b'"developer"') < 0:
         return
     message = raw if len(raw) < _SHORT else _first(raw)
     for literal in _literals(patterns):
-        if literal in message:
+        if message.find(literal) >= 0:
             break
     else:
         return

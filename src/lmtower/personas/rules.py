@@ -67,9 +67,9 @@ _SAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_to
 def apply_common(top: Top, persona: CompiledPersona, trace: Trace | None = None) -> None:
     """Model name, dangerous extras, sampling defaults and enforced values, thinking switch."""
     top["model"] = persona.model_json
-    _note(
-        trace, "model", f"persona {persona.name!r} runs on engine {persona.engine!r}, which serves {persona.served!r}"
-    )
+    if trace is not None:
+        rule = f"persona {persona.name!r} runs on engine {persona.engine!r}, which serves {persona.served!r}"
+        _note(trace, "model", rule)
     drop_dangerous(top, persona, trace, DANGEROUS_TO_PROMPTS)
     for key, default in persona.defaults.items():
         if tops.given(top, key) or ((twin := _SAME.get(key)) is not None and tops.given(top, twin)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ from lmtower.wire.usage import Usage
 MODEL = b'"model":'
 
 
+@lru_cache(256)
 def model_field(name: str) -> bytes:
     """``"model":"name"`` as compact JSON writers put it."""
     return MODEL + msgspec.json.encode(name)
@@ -52,7 +54,8 @@ class Reply:
         self.complete = False
         self.events = 0
         """Events with tokens in them: the count of output tokens when the engine's own never came."""
-        self._scanner = Scanner()
+        self._scanner: Scanner | None = None
+        """Made when the answer turns out to be a stream."""
         # inside a JSON string every quote is escaped, so this sequence can only be the field itself
         self._from = model_field(served)
         self._to = model_field(asked)
@@ -63,6 +66,8 @@ class Reply:
 
     def feed(self, data: bytes) -> bytes:
         """Stream bytes as they were read -> bytes to send now (may be none)."""
+        if self._scanner is None:
+            self._scanner = Scanner()
         run = self._scanner.feed(data)
         return self.relay(run) if run else b""
 
@@ -75,7 +80,7 @@ class Reply:
 
         The SSE standard says to discard an unfinished event; only ``[DONE]`` is understood without its blank line.
         """
-        rest = self._scanner.rest()
+        rest = self._scanner.rest() if self._scanner is not None else b""
         return self.relay(DONE) if rest.strip() == DONE.strip() else b""
 
     def alive(self) -> bytes:
