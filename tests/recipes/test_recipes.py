@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lmtower import recipes
+from lmtower.recipes import load
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,13 @@ from lmtower import recipes
 def test_models_find_their_family(model: str, name: str) -> None:
     """A model's name leads to the recipe of its family, an unknown one to the generic recipe."""
     assert recipes.find(model).name.startswith(name)
+
+
+@pytest.mark.parametrize("name", load._patterns())
+def test_patterns_read_from_the_text_are_those_of_the_yaml(name: str) -> None:
+    """A recipe's file has its name, and its ``match`` stands in one line."""
+    assert load.get(name).name == name
+    assert load.get(name).match == load._patterns()[name]
 
 
 @pytest.mark.parametrize("recipe", recipes.all_recipes(), ids=lambda recipe: recipe.name)

@@ -67,8 +67,12 @@ class _Call(msgspec.Struct):
     function: _Function
 
 
+class _Object(msgspec.Struct):
+    """Any JSON object; what is in it is skipped."""
+
+
 _calls = msgspec.json.Decoder(list[_Call])
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_object = msgspec.json.Decoder(_Object)
 
 
 def _clean(raw: bytes, items: list[Item] | None, suspect: Suspect, cleaner: Cleaner) -> bytes:
@@ -100,8 +104,8 @@ def _unsound_calls(item: Item) -> bool:
         for call in _calls.decode(raw):
             if not call.id or not call.function.name:
                 return True
-            _object.decode(call.function.arguments.encode("utf-8", "surrogatepass"))
-    except (msgspec.DecodeError, RecursionError):
+            _object.decode(call.function.arguments)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return True
     return False
 

@@ -14,13 +14,15 @@ from collections import OrderedDict, deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
+
 from lmtower.wire import top as tops
-from lmtower.wire.scan import items
 from lmtower.wire.top import Top
 
 BLOCK_BYTES = 256
 _MOST_MESSAGES = 2000
 _KEPT_CHANGES = 20
+_decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
 SPANS = ("tools", "system", "history")
 
 
@@ -101,21 +103,28 @@ def _look(protocol: str, top: Top) -> _Seen | None:
     raw = top.get(name)
     if raw is None or protocol not in ("chat", "messages", "responses"):
         return None
-    view = memoryview(raw)
-    spans = items(view)[:_MOST_MESSAGES]
+    messages = _messages(raw)
     system_name = {"messages": "system", "responses": "instructions"}.get(protocol)
     if system_name is not None:
         system = bytes(memoryview(top[system_name])) if tops.given(top, system_name) else b""
     else:
-        system = bytes(view[spans[0].start : spans[0].end]) if spans else b""
-        spans = spans[1:]
+        system = bytes(messages[0]) if messages else b""
+        messages = messages[1:]
     tools = bytes(memoryview(top["tools"])) if tops.given(top, "tools") else b""
-    messages = tuple((_hash(view[span.start : span.end]), span.end - span.start) for span in spans)
+    seen = tuple((_hash(message), len(message)) for message in messages)
     blocks = tuple(_hash(system[at : at + BLOCK_BYTES]) for at in range(0, len(system), BLOCK_BYTES))
-    return _Seen(_hash(tools), len(tools), blocks, len(system), messages)
+    return _Seen(_hash(tools), len(tools), blocks, len(system), seen)
 
 
-def _hash(data: bytes | memoryview) -> bytes:
+def _messages(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
+    """The first of the messages or input items, as raw JSON; none when the field is a text."""
+    try:
+        return _decode(raw)[:_MOST_MESSAGES]
+    except msgspec.DecodeError:
+        return []
+
+
+def _hash(data: bytes | msgspec.Raw) -> bytes:
     return hashlib.blake2b(data, digest_size=8).digest()
 
 

@@ -90,17 +90,18 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
             _note(trace, "instructions")
         return
     found = top.get("messages") if protocol == "chat" else None
-    raw = bytes(memoryview(found)) if found is not None else b""
-    head = raw[:_SHORT]
+    if found is None:
+        return
+    head = bytes(memoryview(found)[:_SHORT])
     if head.find(b'"system"') < 0 and head.find(b'"developer"') < 0:
         return
-    message = raw if len(raw) < _SHORT else _first(raw)
+    message = head if len(found) < _SHORT else _first(memoryview(found))
     for literal in _literals(patterns):
         if message.find(literal) >= 0:
             break
     else:
         return
-    parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    parts = msgspec.json.decode(found, type=list[msgspec.Raw])
     first: Any = msgspec.json.decode(parts[0])
     content = first.get("content") if isinstance(first, dict) else None
     kept = _without(content, patterns) if isinstance(content, str) else content
@@ -118,9 +119,9 @@ def _without(text: str, patterns: tuple[str, ...]) -> str:
     return text if len(kept) == len(lines) else "\n".join(kept)
 
 
-def _first(raw: bytes) -> bytes:
+def _first(raw: memoryview) -> bytes:
     start = scan.first_item(raw)
-    return raw[start : scan.skip_value(raw, start)] if start is not None else b""
+    return bytes(raw[start : scan.skip_value(raw, start)]) if start is not None else b""
 
 
 @cache
