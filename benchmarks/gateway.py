@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks import bodies, native, report
 from benchmarks.contestants import EVERYBODY, Contestant, recorded
@@ -105,6 +107,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of each measurement (default 4; quick 1)")
     parser.add_argument("--only", action="append", help=f"one of {', '.join(WORKLOADS)}, curves; may be repeated")
     parser.add_argument("--contestants", default=",".join(EVERYBODY), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="a file: its numbers count too, and this call's are added to it")
     parser.add_argument("--output", default=str(RESULTS), help="where the tables are written (default: RESULTS.md)")
     given = parser.parse_args(argv)
     given.runs = given.runs or (1 if given.quick else 3)
@@ -124,6 +127,8 @@ def run(argv: Sequence[str]) -> int:
     contestants = [EVERYBODY[name]() for name in given.names]
     table: Table = defaultdict(lambda: defaultdict(list))
     notes: set[str] = set()
+    if given.keep and given.keep.exists():
+        restore(given.keep, table, notes)
     mock = Mock((bodies.SYSTEM_MARK, bodies.PARAMETER_MARK, bodies.END_MARK))
     try:
         wait_for_port(mock.process)
@@ -139,12 +144,23 @@ def run(argv: Sequence[str]) -> int:
                     curves(contestant, mock, given, table, notes)
     finally:
         mock.process.stop()
+    if given.keep:
+        given.keep.write_text(json.dumps({"table": table, "notes": sorted(notes)}))
     text = report.render(table, contestants, notes, given)
     print("\n" + text)
-    if not given.quick and not given.only:
+    if given.keep or not (given.quick or given.only):
         with open(given.output, "w") as out:
             out.write(text)
     return 0
+
+
+def restore(kept: Path, table: Table, notes: set[str]) -> None:
+    """Take the numbers of an earlier call over: a full run is longer than some machines stay quiet."""
+    found = json.loads(kept.read_text())
+    notes.update(found["notes"])
+    for name, workloads in found["table"].items():
+        for workload, numbers in workloads.items():
+            table[name][workload] += numbers
 
 
 def check_usage(run: Running, before: dict[str, int], came: int) -> None:

@@ -148,6 +148,12 @@ def curve_tables(median: Medians, names: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+def _runs(table: Rows) -> int:
+    """The fewest runs that any workload had."""
+    rounds = [len(runs) for name, found in table.items() for key, runs in found.items() if not key.startswith("curve-")]
+    return min(rounds, default=0)
+
+
 def render(table: Rows, contestants: Sequence[Contestant], notes: set[str], given: argparse.Namespace) -> str:
     median = Medians(table)
     names = [contestant.name for contestant in contestants]
@@ -156,7 +162,7 @@ def render(table: Rows, contestants: Sequence[Contestant], notes: set[str], give
     parts = [
         "# The gateway beside its neighbours\n",
         f"{time.strftime('%Y-%m-%d')} · {machine()}.\nContestant on one core, load and mock on another. "
-        f"Medians of {given.runs} interleaved runs of {given.seconds:g} s each. Versions: {versions}.\n"
+        f"Medians of {_runs(table)} interleaved runs of {given.seconds:g} s each. Versions: {versions}.\n"
         "lmtower works with every feature on: keys, persona merge, admission, journal, metrics, usage, cancel. "
         "The others forward (LiteLLM: with a master key, no database). Reproduce with `make bench`.\n",
         main_table(median, names),
