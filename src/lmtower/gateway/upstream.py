@@ -325,7 +325,7 @@ class Pool:
             fixed = f"{method} {self._path}{path} HTTP/1.1\r\n".encode() + self._common
             if len(self._heads) < 64:
                 self._heads[method, path] = fixed
-        extra = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+        extra = b"".join([b"%b: %b\r\n" % header for header in headers])
         return b"%b%bcontent-length: %d\r\n\r\n" % (fixed, extra, length)
 
     def _take(self) -> Connection | None:
