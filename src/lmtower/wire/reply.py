@@ -66,10 +66,18 @@ class Reply:
 
     def feed(self, data: bytes) -> bytes:
         """Stream bytes as they were read -> bytes to send now (may be none)."""
+        run = self._whole_events(data)
+        return self.relay(run) if run else b""
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """What is complete now, with what was unfinished before."""
         if self._scanner is None:
             self._scanner = Scanner()
-        run = self._scanner.feed(data)
-        return self.relay(run) if run else b""
+        return self._scanner.feed(data)
+
+    def _unfinished(self) -> bytes:
+        """What is left of an event that never got its end."""
+        return self._scanner.rest() if self._scanner is not None else b""
 
     def relay(self, run: bytes) -> bytes:
         """A run of whole events -> bytes to send. Protocols override this."""
@@ -80,8 +88,7 @@ class Reply:
 
         The SSE standard says to discard an unfinished event; only ``[DONE]`` is understood without its blank line.
         """
-        rest = self._scanner.rest() if self._scanner is not None else b""
-        return self.relay(DONE) if rest.strip() == DONE.strip() else b""
+        return self.relay(DONE) if self._unfinished().strip() == DONE.strip() else b""
 
     def alive(self) -> bytes:
         """Bytes that keep a silent connection open."""

@@ -95,7 +95,7 @@ class StoppingReply(Wrapping):
 
     def feed(self, data: bytes) -> bytes:
         """Stream bytes as they were read; the inner reply gets whole events."""
-        run = self._scanner.feed(data)
+        run = self._whole_events(data)
         return self.relay(run) if run else b""
 
     def relay(self, run: bytes) -> bytes:
@@ -107,8 +107,7 @@ class StoppingReply(Wrapping):
 
     def end(self) -> bytes:
         """What is left, in the inner reply's words."""
-        rest = self._scanner.rest()
-        last = self.relay(sse.DONE) if rest.strip() == sse.DONE.strip() else b""
+        last = self.relay(sse.DONE) if self._unfinished().strip() == sse.DONE.strip() else b""
         return last + super().end()
 
     def _event(self, event: bytes) -> bytes:
