@@ -203,6 +203,7 @@ class Ledger:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        self._loop = None
         await self.limits.close()
         await asyncio.to_thread(self.shut)
 
