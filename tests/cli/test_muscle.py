@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,18 +13,23 @@ import pytest
 
 from lmtower.cli.desired import desired_of, drivers_of, needs_of, observe
 from lmtower.cli.engine_key import engine_key, existing_engine_key
+from lmtower.cli.fleet import Fleet
 from lmtower.cli.globals import Globals
 from lmtower.cli.prefixes import prefix_requests
 from lmtower.cli.progress import Printer, diff_text
 from lmtower.cli.serve import serve
 from lmtower.cli.serving import Serving
 from lmtower.cli.up import confirm, silent_externals
+from lmtower.engines import LaunchSpec
+from lmtower.engines.shapes import WarmRequest
 from lmtower.errors import PlanError, Refused
 from lmtower.nodes.apply import Event
 from lmtower.nodes.diff import Step
 from lmtower.nodes.drivers import Progress
 from lmtower.nodes.drivers.docker import DockerDriver
 from lmtower.nodes.drivers.process import ProcessDriver
+from lmtower.nodes.supervisor import Supervisor
+from tests.fakes.driver import RecordingDriver
 
 START = Step("start", "coder", "spark", "lmtower-coder", "not there yet")
 REPLACE = Step("replace", "eyes", "spark", "lmtower-eyes", "its flags, image or environment changed")
@@ -200,3 +207,38 @@ def test_long_load_is_told_where_it_is() -> None:
     for seconds, words in ((3, ""), (6, "reading weights"), (9, "reading weights"), (12, "compiling")):
         printer(Event("coder", "spark", "load", words, elapsed=seconds))
     assert out.getvalue().splitlines() == ["coder  load 6 s: reading weights", "coder  load 12 s: compiling"]
+
+
+async def test_edited_prompt_is_sent_once_to_its_running_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reload the first user of a new prompt hits a warm cache, too; prompts that stayed are not sent again."""
+    sent: list[tuple[str, str]] = []
+
+    async def warm_up(spec: LaunchSpec, requests: Sequence[WarmRequest]) -> None:
+        sent.extend((spec.engine, each.what) for each in requests)
+
+    monkeypatch.setattr("lmtower.nodes.warmup.warm_up", warm_up)
+    text = """
+engines: {smol: {model: "bundled:smollm2"}}
+personas:
+  calm: {engine: smol, system: "You are calm."}
+  kind: {engine: smol, system: "You are kind."}
+"""
+    options = options_of(tmp_path, text)
+    driver = RecordingDriver()
+    supervisor = Supervisor({"local": driver}, watch_seconds=3600)
+    fleet = Fleet(lambda: desired_of(options, options.load()), {"local": driver}, supervisor, lambda _: None)
+    wanted = desired_of(options, options.load())
+    fleet.prime(wanted)
+    assert sent == []  # nothing runs yet
+    supervisor.adopt(wanted.specs[0])
+    fleet.prime(wanted)
+    fleet.prime(wanted)
+    await asyncio.sleep(0)
+    assert sent == [("smol", "prefix of calm"), ("smol", "prefix of kind")]
+    options = options_of(tmp_path, text.replace("are calm", "are very calm"))
+    fleet.prime(desired_of(options, options.load()))
+    await asyncio.sleep(0)
+    assert sent[2:] == [("smol", "prefix of calm")]
+    await fleet.close()

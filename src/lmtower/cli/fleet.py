@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmtower.cli.upstreams import is_external, ports, runtime_of
@@ -16,10 +18,12 @@ from lmtower.recipes import find
 if TYPE_CHECKING:
     from lmtower.cli.desired import Desired
     from lmtower.engines import LaunchSpec
+    from lmtower.engines.shapes import WarmRequest
     from lmtower.nodes.apply import Event, Outcome
     from lmtower.nodes.diff import Step
     from lmtower.nodes.drivers import Driver
     from lmtower.nodes.supervisor import Supervisor
+    from lmtower.nodes.warmup import WarmUp
 
 _CONTEXT = 4096
 _SEQUENCES = 4
@@ -41,6 +45,8 @@ class Fleet:
         self._supervisor = supervisor
         self._report = report
         self._applying = asyncio.Lock()
+        self._primed: set[tuple[str, ...]] = set()
+        self._priming: set[asyncio.Future[WarmUp]] = set()
 
     async def diff(self, engine: str | None = None) -> tuple[tuple[Step, ...], dict[str, str]]:
         """Steps to what the file wants, and nodes that cannot be asked with the reason."""
@@ -66,7 +72,26 @@ class Fleet:
                 probes=probes_of(wanted),
                 report=self._report,
             )
-            return await apply.run(steps)
+            outcome = await apply.run(steps)
+            self._primed.update(each.key for each in _prefixes(wanted) if each.spec.engine in outcome.started)
+            return outcome
+
+    def prime(self, wanted: Desired) -> None:
+        """Send each prefix that a running engine has not had from us, on the side: after an edit of a prompt its first
+        user hits a warm cache, too.
+        """
+        from lmtower.nodes.warmup import warm_up
+
+        ready = {
+            (status.spec.node, status.spec.name) for status in self._supervisor.statuses() if status.state == "ready"
+        }
+        for prefix in _prefixes(wanted):
+            spec = prefix.spec
+            if prefix.key not in self._primed and (spec.node, spec.name) in ready:
+                self._primed.add(prefix.key)
+                task = asyncio.ensure_future(warm_up(spec, (prefix.request,)))
+                self._priming.add(task)
+                task.add_done_callback(self._priming.discard)
 
     async def await_return(self, unreachable: Mapping[str, str]) -> None:
         """Watch engines of nodes that could not be asked; they are picked up when the node is back."""
@@ -115,6 +140,8 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop every child; containers stay."""
+        for task in self._priming:
+            task.cancel()
         await self._supervisor.close()
 
     async def _carry_out(self, steps: tuple[Step, ...], engine: str) -> None:
@@ -123,6 +150,28 @@ class Fleet:
         outcome = await self.apply(steps)
         if outcome.failed:
             raise EngineError("\n".join(outcome.failed.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """One persona's prefix for one copy of its engine. ``key`` changes when either does."""
+
+    spec: LaunchSpec
+    request: WarmRequest
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        body = json.dumps(self.request.body, sort_keys=True)
+        return self.spec.node, self.spec.name, self.spec.spec_hash, body
+
+
+def _prefixes(wanted: Desired) -> Iterator[_Prefix]:
+    from lmtower.cli.prefixes import prefix_requests
+
+    for spec in wanted.specs:
+        if spec.role != "worker":
+            for request in prefix_requests(wanted.tower, wanted.rows[spec.engine]):
+                yield _Prefix(spec, request)
 
 
 def child_plans(tower: Tower) -> tuple[EnginePlan, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lmtower.cli.desired import desired_of
+from lmtower.cli.desired import Desired, desired_of
 from lmtower.cli.serving import Serving
 
 if TYPE_CHECKING:
@@ -15,10 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlannedServing(Serving):
-    """``lmtower up``: lengths and slots come from the plan of the file as it is now."""
+    """``lmtower up``: lengths and slots come from the plan of the file as it is now.
+
+    ``prime`` is told of each plan: engines then get the prefixes that are new.
+    """
+
+    prime: Callable[[Desired], None] = field(default=lambda _: None)
 
     def configuration(self, loaded: Loaded | None = None) -> Configuration:
         """As ``Serving``; raises PlanError too, and the old configuration then serves on."""
         loaded = loaded or self.options.load(self.overrides)
-        planned = replace(self, plans=dict(desired_of(self.options, loaded).rows))
-        return Serving.configuration(planned, loaded)
+        wanted = desired_of(self.options, loaded)
+        configuration = Serving.configuration(replace(self, plans=dict(wanted.rows)), loaded)
+        self.prime(wanted)
+        return configuration

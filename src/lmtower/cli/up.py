@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +17,7 @@ from lmtower.cli.globals import Globals
 
 if TYPE_CHECKING:
     from lmtower.cli.fleet import Fleet
-    from lmtower.cli.serving import Serving
+    from lmtower.cli.planned import PlannedServing
     from lmtower.config import Loaded
     from lmtower.config.types import Tower
     from lmtower.nodes.diff import Step
@@ -62,7 +63,7 @@ def up(
     return 0
 
 
-async def _up(serving: Serving, loaded: Loaded, *, yes: bool) -> None:
+async def _up(serving: PlannedServing, loaded: Loaded, *, yes: bool) -> None:
     from lmtower.cli.serving import serve_until_stopped
     from lmtower.cli.welcome import welcome
     from lmtower.errors import EngineError, NodeError
@@ -83,6 +84,7 @@ async def _up(serving: Serving, loaded: Loaded, *, yes: bool) -> None:
             if unreachable and not steps:
                 raise NodeError("no node can be reached; nothing was started.")
         await _observe(loaded, serving.options)
+        serving = replace(serving, prime=fleet.prime)
         await serve_until_stopped(serving, loaded, welcome(serving.options), fleet)
     finally:
         await fleet.close()
