@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmtower.cli.lock import at_work, who_works
+from lmtower.cli.serving import run
 from lmtower.errors import Refused
 
 HOLD = """
@@ -41,3 +44,18 @@ def test_nobody_works_on_a_folder_that_is_not_there(tmp_path: Path) -> None:
     """Looking makes nothing."""
     assert who_works(tmp_path / "none") is None
     assert not (tmp_path / "none").exists()
+
+
+def test_start_that_is_interrupted_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script sees that nothing serves; SIGTERM ends a start as Ctrl-C does."""
+
+    async def start() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(start) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "stopped before it was ready" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from lmtower.cli.globals import Globals
 def serve(
     ctx: typer.Context,
     port: Annotated[int | None, typer.Option(help="Port for clients; the admin listener takes the next one.")] = None,
-) -> None:
+) -> int:
     """Serve the gateway alone, on engines as they are: nothing is started, nothing is stopped with it.
 
     Ctrl-C or SIGTERM lets running requests finish; SIGHUP reads the tower file again.
@@ -29,4 +29,4 @@ def serve(
         loaded = options.load(overrides)
     configure_logs(as_json=options.json)
     serving = Serving(options, overrides, plans={}, engine_key=existing_engine_key(options.data_dir))
-    run(lambda: serve_until_stopped(serving, loaded, ready_line))
+    return run(lambda: serve_until_stopped(serving, loaded, ready_line))

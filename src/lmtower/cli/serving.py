@@ -65,8 +65,8 @@ def with_port(loaded: Loaded, port: int | None) -> dict[str, Any]:
     }
 
 
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Run one tower on uvloop until it is done or interrupted."""
+def run(main: Callable[[], Awaitable[None]]) -> int:
+    """Run one tower on uvloop until it is done. Returns the exit code: 1 when it was interrupted before it served."""
     import uvloop
 
     tune_allocator()
@@ -77,6 +77,8 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
             runner.run(_as_coroutine(main))
         except KeyboardInterrupt:
             print("stopped before it was ready.", file=sys.stderr)
+            return 1
+    return 0
 
 
 async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:

@@ -59,8 +59,7 @@ def up(
         asyncio.run(measure(options, loaded.tower, fetch=True))
         wanted = desired_of(options, loaded)
         serving = PlannedServing(options, overrides, dict(wanted.rows), engine_key(options.data_dir))
-        run(lambda: _up(serving, loaded, yes=yes))
-    return 0
+        return run(lambda: _up(serving, loaded, yes=yes))
 
 
 async def _up(serving: PlannedServing, loaded: Loaded, *, yes: bool) -> None:
