@@ -108,3 +108,10 @@ def test_unknown_failure_gives_its_own_last_words() -> None:
     failure = recognise("INFO a\nTypeError: something new\nINFO bye\n", 1)
     assert (failure.kind, "TypeError: something new" in str(failure)) == ("unknown", True)
     assert "nothing" in str(recognise("", 1))
+
+
+def test_end_without_an_error_was_asked_for() -> None:
+    """A Docker engine that restarts ends its containers with exit 0; their last line is no reason."""
+    failure = recognise("INFO: Application startup complete.", 0)
+    assert (failure.kind, "from outside" in str(failure)) == ("ended", True)
+    assert recognise("ValueError: a reason", 1).kind == "unknown"

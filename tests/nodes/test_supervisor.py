@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmtower.engines.spec import LaunchSpec
-from lmtower.errors import EngineError
+from lmtower.errors import EngineError, NodeError
 from lmtower.nodes.drivers.process import ProcessDriver
 from lmtower.nodes.http import request
 from lmtower.nodes.supervisor import EngineStatus, Supervisor
@@ -89,6 +89,29 @@ async def test_crash_is_followed_by_a_restart(driver: ProcessDriver, fake_spec: 
     await changes.until("ready", 2)
     assert [status.state for status in changes.seen] == ["starting", "ready", "failed", "starting", "ready"]
     assert supervisor.statuses()[0].restarts == 1
+    await supervisor.close()
+
+
+async def test_node_that_goes_away_while_it_is_asked_for_the_log_is_watched_on(
+    driver: ProcessDriver, fake_spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Docker engine that restarts ends its containers and then hangs up: the watch goes on, and starts them again."""
+    changes = Changes()
+    supervisor = Supervisor({"local": driver}, on_change=changes, watch_seconds=0.05)
+    await supervisor.launch(fake_spec())
+    logs, asked = driver.logs, []
+
+    async def hang_up(name: str, lines: int = 200) -> str:
+        asked.append(name)
+        if len(asked) == 1:
+            raise NodeError("node 'local': the connection to its Docker engine broke")
+        return await logs(name, lines)
+
+    monkeypatch.setattr(driver, "logs", hang_up)
+    os.kill((await driver.observe())[0].pid or 0, signal.SIGKILL)
+    await changes.until("failed")
+    await changes.until("ready", 2)
+    assert len(asked) >= 2
     await supervisor.close()
 
 

@@ -197,6 +197,9 @@ def recognise(log: str, exit_code: int | None, *, out_of_memory: bool = False, *
             "it was killed from outside, most likely by the kernel for memory",
             "Look at dmesg on the node; lmtower plan shows what fits",
         )
+    if exit_code in (0, 143, -15):
+        what = f"it was asked to end from outside (exit {exit_code})"
+        return Failure("ended", what, "Perhaps Docker or the node restarted")
     return Failure("unknown", f"it said last: {_last_words(log)!r}", "")
 
 

@@ -219,7 +219,7 @@ class Supervisor:
         )
 
     def _ensure_watch(self) -> None:
-        if self._watch is None:
+        if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._watch_forever(), name="engine supervisor")
 
     async def _watch_forever(self) -> None:
@@ -233,14 +233,16 @@ class Supervisor:
                         await self._check(key, self._status[key])
 
     async def _check(self, key: tuple[str, str], status: EngineStatus) -> None:
-        spec = status.spec
-        driver = self._drivers[spec.node]
         try:
-            found = await _find(driver, spec)
+            await self._look(key, status)
         except TowerError as error:
             # A cut link says nothing about the engine; the gateway's own checks see whether it still answers.
-            self._set(spec, status.state, str(error))
-            return
+            self._set(status.spec, status.state, str(error))
+
+    async def _look(self, key: tuple[str, str], status: EngineStatus) -> None:
+        spec = status.spec
+        driver = self._drivers[spec.node]
+        found = await _find(driver, spec)
         if found is not None and found.returns:
             self._set(spec, "starting", "it ended and is being restarted by its node")
         elif found is None or not found.running:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import datetime
@@ -185,8 +186,11 @@ class DockerDriver:
         The timeout is ours as well: a read over a cut ssh link has none, and would wait for ever.
         """
         import requests
+        import urllib3
 
         errors = _errors()
+        # what a connection says that breaks in the middle of an answer, the frame of a log line included
+        broken = (errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, struct.error)
         async with self._connecting:
             if self._client is None or (self._tunnel is not None and not self._tunnel.alive):
                 self._client = await self._connect()
@@ -199,7 +203,7 @@ class DockerDriver:
             failure = recognise(message, None)
             said = str(failure) if failure.kind != "unknown" else message
             raise NodeError(f"Docker on node {self.node!r} refused: {said}") from error
-        except (errors.DockerException, requests.RequestException, OSError, TimeoutError) as error:
+        except (*broken, OSError, TimeoutError) as error:
             self._client = None
             raise await self._unreachable(error) from error
 
