@@ -82,6 +82,14 @@ def counters(url: str) -> dict[str, float]:
     return found
 
 
+def ask(tower: Tower) -> None:
+    """Ten questions to each persona."""
+    for turn in range(10):
+        for persona in ("long", "short"):
+            status, answer = tower.chat(persona, f"Question {turn}?", max_tokens=8)
+            assert (status, "usage" in answer) == (200, True)
+
+
 def test_ledger_metrics_and_vllm_count_the_same(
     vllm: str, tower: Tower, tmp_path: Path, ports: Callable[[], int]
 ) -> None:
@@ -91,21 +99,18 @@ def test_ledger_metrics_and_vllm_count_the_same(
         pytest.skip("prometheus is not installed")
     began = counters(vllm + "/metrics")
     admin = f"127.0.0.1:{tower.port + 1}"
-    queries = dict(panel_queries("10m"))
     with running_prometheus(program, tmp_path / "prom", admin, ports()) as prometheus:
-        for persona in ("long", "short"):
-            assert tower.chat(persona)[0] == 200
+        ask(tower)  # counters that are far from zero: increase() guesses less at the beginning of the window
         prometheus.until("first scrape", lambda: len(prometheus.values("lmtower_input_tokens_total")) == 2)
         prometheus.until("vLLM's page", lambda: prometheus.values("vllm:prefix_cache_queries_total"))
         time.sleep(3)  # two scrapes with the numbers at rest, so that the window begins before the load
-        before = counters(vllm + "/metrics")
-        for turn in range(10):
-            for persona in ("long", "short"):
-                status, answer = tower.chat(persona, f"Question {turn}?", max_tokens=8)
-                assert (status, "usage" in answer) == (200, True)
-        tower.until("ledger", lambda: tower.admin("/admin/usage?by=engine")["total"]["requests"] == 22)
+        before, since = counters(vllm + "/metrics"), time.monotonic()
+        ask(tower)
+        tower.until("ledger", lambda: tower.admin("/admin/usage?by=engine")["total"]["requests"] == 40)
         time.sleep(3)  # two scrapes with the final numbers
         after = counters(vllm + "/metrics")
+        # the same window as between the two looks: its first sample was taken while the numbers were at rest
+        queries = dict(panel_queries(f"{time.monotonic() - since + 0.5:.0f}s"))
         shown = {where: prometheus.values(queries[where]) for where in HIT_RATES}
         empty = [where for where, query in queries.items() if "vllm:" in query and not prometheus.values(query)]
     grown = {name: after[name] - before[name] for name in (HITS, QUERIES)}
