@@ -124,7 +124,12 @@ async def _complete(connection: Connection, request: Request, script: Script) ->
         return
     await asyncio.sleep(script.first_delay + script.delay * said.total)
     await _pause(script, said.total)
-    body = b"".join(script.raw) if script.raw is not None else WHOLE[request.route](said)
+    try:
+        body = b"".join(script.raw) if script.raw is not None else WHOLE[request.route](said)
+    except json.JSONDecodeError as exc:
+        # vLLM decodes the arguments of a call for an answer in Anthropic's form
+        await connection.send(request, 400, shapes.error(str(exc), "BadRequestError"), script)
+        return
     connection.engine.spent(request, output_tokens=said.total)
     await connection.send(request, 200, body, script)
 
