@@ -309,7 +309,7 @@ class Stores(Section):
     vector_weight: float | None = Field(
         default=None,
         ge=0,
-        description="Weight of the search by meaning beside that by words (1). Default: 1; 0.2 for word vectors.",
+        description="Weight of the search by meaning beside that by words (1). Default: 1; 0.5 for word vectors.",
     )
     listen: str = Field(default="127.0.0.1:8082", description="Private address of the store process.")
     max_file: Size = Field(default=256 * 1024**2, description="Largest file.")

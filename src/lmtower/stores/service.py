@@ -21,7 +21,7 @@ from lmtower.stores.schema import connect
 from lmtower.stores.search import Searcher
 from lmtower.stores.vectors import Vectors
 
-WORD_VECTORS_WEIGHT = 0.2
+WORD_VECTORS_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
