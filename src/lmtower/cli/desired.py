@@ -50,10 +50,11 @@ def desired_of(options: Globals, loaded: Loaded) -> Desired:
     return Desired(tower, plan, build_specs(plan, tower, outside))
 
 
-def plan_of(loaded: Loaded, environ: Mapping[str, str], known: Known) -> Plan:
+def plan_of(loaded: Loaded, environ: Mapping[str, str], known: Known | None = None) -> Plan:
     """Engines on nodes with known hardware are solved, with what the nodes said of themselves; those of a machine
     without a GPU run as they are written.
     """
+    known = known or Known()
     tower = known.engines(loaded.tower)
     for name, node in tower.nodes.items():
         if node.hardware is None and node.address != "local":
