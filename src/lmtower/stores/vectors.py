@@ -215,14 +215,13 @@ class Vectors:
         return self._publish(name, warm=known is None)
 
     def _publish(self, name: str, *, warm: bool = False) -> Snapshot | None:
-        """What was written until now is what searches see from now on."""
+        """What was written until now is what searches see from now on. ``warm``: after ``tend``, or at first."""
         try:
             table = self._database.open_table(name)
         except (FileNotFoundError, ValueError):
             return None
-        if warm:
-            _warm(table)
-        snapshot = Snapshot(table, int(table.count_rows()))
+        whole = _warm(table) if warm else frozenset()
+        snapshot = Snapshot(table, int(table.count_rows()), "vector_idx" in whole, "text_idx" in whole)
         with self._lock:
             self._snapshots[name] = (time.monotonic(), snapshot)
         return snapshot
@@ -237,10 +236,16 @@ class Vectors:
             return self._tables[name]
 
 
-def _warm(table: Table) -> None:
-    """Read the codes of all partitions now (an eighth of the vectors), not one by one at the first searches."""
-    if isinstance(table, LanceTable) and any(index.name == "vector_idx" for index in table.list_indices()):
+def _warm(table: Table) -> frozenset[str]:
+    """Read the codes of all partitions now (an eighth of the vectors), not one by one at the first searches.
+
+    Returns the indices that hold every row.
+    """
+    names = {index.name for index in table.list_indices()}
+    if isinstance(table, LanceTable) and "vector_idx" in names:
         table.prewarm_index("vector_idx")
+    stats = {name: table.index_stats(name) for name in names}
+    return frozenset(name for name, found in stats.items() if found is not None and not found.num_unindexed_rows)
 
 
 def _rows_at_training(stats: object) -> int:
