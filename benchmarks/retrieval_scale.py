@@ -109,7 +109,7 @@ def lmtower(rows: int, folder: Path, step: str) -> dict[str, Any]:
     """In a tower's data folder, so that ``retrieval_tower`` can serve what is built here."""
     from lmtower.stores.fusion import fuse
     from lmtower.stores.search import CANDIDATES
-    from lmtower.stores.snapshot import Place, Ranked
+    from lmtower.stores.snapshot import Place, Ranked, wait
     from lmtower.stores.vectors import Row, Vectors, table_name
 
     store = Vectors(str(folder / "stores" / "vectors"))
@@ -145,8 +145,8 @@ def lmtower(rows: int, folder: Path, step: str) -> dict[str, Any]:
 
     def bare(i: int) -> list[int]:
         """The least that LanceDB can be asked: the nearest row of one partition, nothing read."""
-        query = snapshot.table.search(asked[i], query_type="vector", vector_column_name="vector")
-        return query.nprobes(1).limit(1).with_row_id(True).select(["_rowid"]).to_arrow()["_rowid"].to_pylist()
+        query = snapshot.table.query().nearest_to(asked[i]).column("vector").nprobes(1).limit(1).with_row_id()
+        return wait(query.select(["_rowid"]).to_arrow())["_rowid"].to_pylist()
 
     truth = exact(rows, folder.parent)
     return {

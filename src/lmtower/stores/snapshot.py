@@ -1,21 +1,23 @@
 """One version of a vector table, to search in: what is written meanwhile is not seen, row numbers keep their meaning.
 
 Theory of operation. A query of LanceDB costs milliseconds before it reads anything, and more for every column that it
-returns. So ``by_vector`` and ``by_words`` bring row numbers and scores alone, and run beside each other; ``passages``
-then reads the few rows that are shown. That is sound only within one version: compaction renumbers rows.
+returns; its blocking interface adds a hop between threads for every step, so searches use the other one and wait once.
+``by_vector`` and ``by_words`` bring row numbers and scores alone, and run beside each other; ``passages`` then reads
+the few rows that are shown. That is sound only within one version: compaction renumbers rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from lancedb.query import LanceFtsQueryBuilder, LanceVectorQueryBuilder
-from lancedb.table import Table
+from lancedb.background_loop import LOOP
+from lancedb.table import AsyncTable
 
 # partitions to look into; recall@10 at 1,000,000 × 768 (122 partitions), milliseconds of CPU: 31 -> 0.90 and 16,
 # 48 -> 0.97 and 21, 64 -> 0.99 and 20, 90 -> 1.00 and 25, all -> 1.00 and 28
@@ -23,6 +25,7 @@ PROBES = 12
 PROBED_SHARE = 0.4
 PARTITION_ROWS = 8192
 Floats = npt.NDArray[np.float32]
+_T = TypeVar("_T")
 Ranked = list[tuple[int, float]]
 """Row numbers with what they are ranked by, best first."""
 
@@ -52,7 +55,7 @@ class Passage:
 class Snapshot:
     """Safe to use from several threads."""
 
-    table: Table
+    table: AsyncTable
     rows: int
     near_index: bool = False
     """Every row is in the vector index: nothing else needs to be looked through, which saves a branch of the query."""
@@ -61,28 +64,26 @@ class Snapshot:
 
     def by_vector(self, query: Floats, limit: int, entries: Iterable[int] | None = None) -> Ranked:
         """Nearest first, by cosine. ``entries`` restricts the search to these files before it starts."""
-        search = self.table.search(query, query_type="vector", vector_column_name="vector")
-        assert isinstance(search, LanceVectorQueryBuilder)
         # the codes of the index name the nearest rows, ``refine`` puts them in order by their full vectors
-        search = search.distance_type("cosine").nprobes(self._probes()).refine_factor(1).limit(limit)
+        search = self.table.query().nearest_to(query).column("vector").distance_type("cosine")
+        search = search.nprobes(self._probes()).refine_factor(1).limit(limit)
         if self.near_index:
             search = search.fast_search()
         if entries is not None:
-            search = search.where(among(entries), prefilter=True)
-        found = search.with_row_id(True).select(["_rowid", "_distance"]).to_arrow()
+            search = search.where(among(entries))
+        found = wait(search.with_row_id().select(["_rowid", "_distance"]).to_arrow())
         return list(zip(found["_rowid"].to_pylist(), (1.0 - found["_distance"].to_numpy()).tolist(), strict=True))
 
     def by_words(self, words: str, limit: int, entries: Iterable[int] | None = None) -> Ranked:
         """Best BM25 score first; no chunk without one of the words."""
         if not words.strip():
             return []
-        search = self.table.search(words, query_type="fts", fts_columns="text").limit(limit)
-        assert isinstance(search, LanceFtsQueryBuilder)
+        search = self.table.query().nearest_to_text(words, columns="text").limit(limit)
         if self.word_index:
             search = search.fast_search()
         if entries is not None:
-            search = search.where(among(entries), prefilter=True)
-        found = search.with_row_id(True).select(["_rowid", "_score"]).to_arrow()
+            search = search.where(among(entries))
+        found = wait(search.with_row_id().select(["_rowid", "_score"]).to_arrow())
         return list(zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
     def passages(self, rows: Sequence[int], query: Floats) -> dict[int, Passage]:
@@ -90,7 +91,7 @@ class Snapshot:
         if not rows:
             return {}
         taken = self.table.take_row_ids(list(rows)).with_row_id().select(["_rowid", "place", "text", "vector"])
-        found = taken.to_arrow()
+        found = wait(taken.to_arrow())
         vectors = matrix(found)
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
         cosines = (vectors @ query / np.maximum(norms, 1e-12)).tolist()
@@ -102,8 +103,17 @@ class Snapshot:
             )
         }
 
+    def vectors(self, offsets: Sequence[int]) -> Floats:
+        """The vectors of the rows at these places, in the order of the table."""
+        return matrix(wait(self.table.take_offsets(sorted(offsets)).select(["vector"]).to_arrow()))
+
     def _probes(self) -> int:
         return max(PROBES, round(PROBED_SHARE * self.rows / PARTITION_ROWS))
+
+
+def wait(work: Coroutine[Any, Any, _T]) -> _T:
+    """What a coroutine of LanceDB comes to, on the loop that LanceDB keeps for its own blocking interface."""
+    return cast(_T, LOOP.run(work))  # type: ignore[no-untyped-call]
 
 
 def among(entries: Iterable[int]) -> str:

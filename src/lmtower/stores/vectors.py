@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfRq
-from lancedb.table import LanceTable, Table
+from lancedb.table import AsyncTable, Table
 
-from lmtower.stores.snapshot import PARTITION_ROWS, Floats, Place, Snapshot, among, matrix
+from lmtower.stores.snapshot import PARTITION_ROWS, Floats, Place, Snapshot, among, matrix, wait
 
 EXACT_ROWS = 20_000
 CODE_BITS = 4
@@ -83,6 +83,7 @@ class Vectors:
 
     def __init__(self, uri: str) -> None:
         self._database = lancedb.connect(uri)
+        self._searched = wait(lancedb.connect_async(uri))
         # another tower may write to a bucket: look for its versions now and then
         self._shared = "://" in uri
         self._tables: dict[str, Table] = {}
@@ -170,7 +171,7 @@ class Vectors:
         if kept is not None and rows / 2 < kept[0] < rows * 2:
             return kept[1]
         offsets = np.random.default_rng(rows).choice(rows, min(rows, SAMPLE_ROWS), replace=False)
-        vectors = matrix(snapshot.table.take_offsets(sorted(offsets.tolist())).select(["vector"]).to_arrow()).copy()
+        vectors = snapshot.vectors(offsets.tolist()).copy()
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         with self._lock:
             self._samples[name] = (rows, vectors)
@@ -216,15 +217,20 @@ class Vectors:
 
     def _publish(self, name: str, *, warm: bool = False) -> Snapshot | None:
         """What was written until now is what searches see from now on. ``warm``: after ``tend``, or at first."""
-        try:
-            table = self._database.open_table(name)
-        except (FileNotFoundError, ValueError):
+        snapshot = wait(self._newest(name, warm=warm))
+        if snapshot is None:
             return None
-        whole = _warm(table) if warm else frozenset()
-        snapshot = Snapshot(table, int(table.count_rows()), "vector_idx" in whole, "text_idx" in whole)
         with self._lock:
             self._snapshots[name] = (time.monotonic(), snapshot)
         return snapshot
+
+    async def _newest(self, name: str, *, warm: bool) -> Snapshot | None:
+        try:
+            table = await self._searched.open_table(name)
+        except (FileNotFoundError, ValueError):
+            return None
+        whole = await _warm(table) if warm else frozenset()
+        return Snapshot(table, await table.count_rows(), "vector_idx" in whole, "text_idx" in whole)
 
     def _open(self, name: str) -> Table | None:
         with self._lock:
@@ -236,15 +242,15 @@ class Vectors:
             return self._tables[name]
 
 
-def _warm(table: Table) -> frozenset[str]:
+async def _warm(table: AsyncTable) -> frozenset[str]:
     """Read the codes of all partitions now (an eighth of the vectors), not one by one at the first searches.
 
     Returns the indices that hold every row.
     """
-    names = {index.name for index in table.list_indices()}
-    if isinstance(table, LanceTable) and "vector_idx" in names:
-        table.prewarm_index("vector_idx")
-    stats = {name: table.index_stats(name) for name in names}
+    names = [index.name for index in await table.list_indices()]
+    if "vector_idx" in names:
+        await table.prewarm_index("vector_idx")
+    stats = {name: await table.index_stats(name) for name in names}
     return frozenset(name for name, found in stats.items() if found is not None and not found.num_unindexed_rows)
 
 
