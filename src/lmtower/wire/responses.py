@@ -16,6 +16,7 @@ from lmtower.wire import sse
 from lmtower.wire.answers import read_object
 from lmtower.wire.engine_faults import from_stream
 from lmtower.wire.faults import Fault, failed_response
+from lmtower.wire.places import Places
 from lmtower.wire.reply import Reply
 from lmtower.wire.usage import Usage
 
@@ -113,7 +114,7 @@ class _EngineUsage(msgspec.Struct):
 class ResponsesReply(Reply):
     """``/v1/responses``, streamed or not. Remembers the response's id and time for an event of its own."""
 
-    __slots__ = ("_created_at", "_id", "_sequence", "own")
+    __slots__ = ("_created_at", "_id", "_places", "_sequence", "own")
 
     dialect = "responses"
 
@@ -124,6 +125,7 @@ class ResponsesReply(Reply):
         self._id = f"resp_{request_id}"
         self._created_at: int | float = 0
         self._sequence = -1
+        self._places = Places()
 
     def body(self, data: bytes) -> bytes:
         """The response with the asked name and whole usage."""
@@ -158,6 +160,7 @@ class ResponsesReply(Reply):
             raise _failure(parsed)
         if kind.endswith(".delta"):
             self.events += 1
+        self._places.put(kind, parsed)
         return self.typed(kind, parsed)
 
     def typed(self, kind: str, parsed: dict[str, Any]) -> bytes:
@@ -191,6 +194,7 @@ class ResponsesReply(Reply):
         if isinstance(response.get("created_at"), int | float):
             self._created_at = response["created_at"]
         response["model"] = self.asked
+        response.setdefault("output", [])  # llama.cpp announces a response without it, and SDKs append to it
         response.update(self.own)
         usage = response.get("usage")
         if isinstance(usage, dict):
