@@ -4,7 +4,7 @@
 #   make test    every test that this machine can run             (ARGS="-k config")
 #   make check   ruff, mypy, import rules, docs
 #   make fix     format, and fix what can be fixed
-#   make bench   the gateway beside its neighbours, and how well stores find
+#   make bench   the gateway beside its neighbours, the planner beside real logs, prefix caching, metrics, stores
 #   make docs    write the generated pages again
 #   make lock    pin the requirements again
 
@@ -43,7 +43,8 @@ fix: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
-	$(if $(ARGS),,$(BIN)/python -m benchmarks retrieval --only quality)
+	$(if $(ARGS),,@for rest in planner prefix telemetry "retrieval --only quality"; do \
+	    $(BIN)/python -m benchmarks $$rest || exit 1; done)
 
 docs: $(VENV)/.test
 	$(BIN)/python -m tests.docs_pages
