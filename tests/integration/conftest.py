@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,11 +53,17 @@ def smollm2() -> Path:
 
 @pytest.fixture
 def ports() -> Callable[[], int]:
-    """Gives a free port at each call."""
+    """Gives at each call a port that is free, and so is the next: a tower's admin listener takes that one.
+
+    Below the range from which outgoing connections get theirs, so that none takes it before the tower does.
+    """
 
     def free() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+        while True:
+            port = 20_000 + 2 * secrets.randbelow(6_000)
+            with socket.socket() as one, socket.socket() as other, suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 1))
+                return port
 
     return free

@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import ssl
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -214,7 +213,6 @@ async def serve(gateway: Gateway, on_started: Callable[[tuple[str, int], tuple[s
         if on_started is not None:
             on_started(listen, admin)
         tune_collector()
-        tune_threads()
         await stop.wait()
     finally:
         await gateway.stop()
@@ -228,11 +226,6 @@ def tune_allocator() -> None:
         libc.mallopt(-1, 128 * 1024 * 1024)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         return
-
-
-def tune_threads() -> None:
-    """Let the loop have the interpreter back from a thread (the one that fills SQL) after 0.5 ms instead of 5."""
-    sys.setswitchinterval(0.0005)
 
 
 def tune_collector() -> None:

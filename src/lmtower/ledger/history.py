@@ -75,7 +75,7 @@ def read(database: Database, folder: Path, now: float, *, day: bool = True, mont
     """
     uses: dict[tuple[str, str], Use] = {}
     begin = month_of(now)[0]
-    # The journal first: a record that is drained in between counts twice rather than never.
+    # The journal first: a record that another process drains in between counts twice rather than never.
     waiting = drain.pending(database, folder)
     _add_requests(database, uses, now)
     _add_booked(database, uses, now - MINUTE, None, 0.1)

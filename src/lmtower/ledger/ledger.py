@@ -146,7 +146,8 @@ class Ledger:
             return history.History({}, time.time())
         self._prepare()
         day, month = (any(kind == span for _, kind in wanted) for span in ("day", "month"))
-        found = history.read(self._database, self._folder, time.time(), day=day, month=month)
+        with self._drain_lock:  # a record that moves from the journal into SQL meanwhile would be counted twice
+            found = history.read(self._database, self._folder, time.time(), day=day, month=month)
         self.limits.history = found.fill
         return found
 
