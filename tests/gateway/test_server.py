@@ -330,3 +330,19 @@ def test_known_heads_are_the_same_requests_as_parsed_ones(data: st.DataObject) -
         assert [s for s in statuses(answer) if s != 100][len(requests) :] == [final]
 
     asyncio.run(scenario())
+
+
+async def test_every_early_error_has_a_request_id_of_its_own_or_the_clients() -> None:
+    """Also of what never reached the handler: the id in the answer is the one to ask the operator about."""
+    async with serving() as (_, _, port):
+        large = [
+            await talk(port, b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n") for _ in "ab"
+        ]
+        named = await talk(port, post(b"/fail", b"", b"x-request-id: mine-7", b"connection: close"))
+    ids = [
+        re.findall(rb'x-request-id: (req_\w{20})\r.*"request_id":"(req_\w+)"', answer, re.DOTALL)[0] for answer in large
+    ]
+    assert all(header == body for header, body in ids)
+    assert ids[0] != ids[1]
+    assert b"HTTP/1.1 500" in named
+    assert b"x-request-id: mine-7\r" in named

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from lmtower.config.types import Lane
 from lmtower.gateway import identity, routes
+from lmtower.gateway.coding import coding_of
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.exchange import Header, Request
 from lmtower.gateway.routes import Route
@@ -42,6 +43,7 @@ class Caller:
 
     __slots__ = (
         "client",
+        "coding",
         "cors",
         "dialect",
         "end_user",
@@ -71,6 +73,8 @@ class Caller:
         """Set once the key was looked up."""
         self.lane: Lane | None = None
         """Another lane than the persona's, set with the client."""
+        self.coding = coding_of(headers)
+        """How the body is compressed."""
         self.end_user = identity.end_user(headers)
         self.session = identity.session(headers)
         self.patience = identity.patience(headers)

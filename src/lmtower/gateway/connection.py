@@ -15,12 +15,14 @@ conflicting lengths, any transfer coding but ``chunked``. The parser itself refu
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from lmtower.gateway import identity
 from lmtower.gateway.answer import HttpExchange
 from lmtower.gateway.errand import Errand
 from lmtower.gateway.exchange import JSON, Head, Header, Request
@@ -268,7 +270,7 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             self.abort()
         except Exception:  # the outer edge that STYLE allows: the handler has answered every error it knows
-            log.exception("request failed", path=exchange.request.path)
+            log.exception("request failed", path=exchange.request.path, request_id=exchange.request.id)
             if exchange.started:
                 self.abort()
             else:
@@ -322,9 +324,11 @@ class Connection(asyncio.Protocol):
         self._answer(HttpExchange(self, Request(head, peer=self._peer)), fault)
 
     def _answer(self, exchange: HttpExchange, fault: Fault) -> None:
-        dialect = self.server.dialect_of(exchange.request.path)
-        headers: list[Header] = [JSON, (b"x-request-id", b"rejected"), *fault.header_lines()]
-        exchange.respond(faults.status(fault, dialect), headers, faults.render(fault, dialect, "rejected"))
+        request = exchange.request
+        dialect = self.server.dialect_of(request.path)
+        request_id = request.id or identity.request_id(request.headers) or f"req_{secrets.token_hex(10)}"
+        headers: list[Header] = [JSON, (b"x-request-id", request_id.encode()), *fault.header_lines()]
+        exchange.respond(faults.status(fault, dialect), headers, faults.render(fault, dialect, request_id))
 
     # -- ends ------------------------------------------------------------------------------------------------
 

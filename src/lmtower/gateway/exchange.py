@@ -53,7 +53,7 @@ class Head:
 class Request:
     """One complete request."""
 
-    __slots__ = ("body", "head", "headers", "method", "path", "peer", "query", "received")
+    __slots__ = ("body", "head", "headers", "id", "method", "path", "peer", "query", "received")
 
     def __init__(self, head: Head, body: bytes = b"", peer: str = "", received: float = 0.0) -> None:
         self.head = head
@@ -65,6 +65,8 @@ class Request:
         self.peer = peer
         self.received = received
         """When the request was complete, on the loop's clock."""
+        self.id = ""
+        """What the handler calls it; nothing when it was refused before it got there."""
 
     def header(self, name: bytes) -> str:
         """A header as text, ``""`` when it is missing."""

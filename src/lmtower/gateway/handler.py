@@ -10,7 +10,7 @@ from itertools import count
 
 import msgspec
 
-from lmtower.gateway import identity, side
+from lmtower.gateway import coding, identity, side
 from lmtower.gateway.caller import Caller, Way
 from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.exchange import JSON, Exchange, Request
@@ -73,7 +73,7 @@ class Handler:
         caller: Caller | None = request.head.known
         if caller is None or caller.snapshot is not snapshot or caller.keys is not self.ledger.keys:
             caller = request.head.known = Caller(request, snapshot, self.ledger.keys)
-        request_id = caller.request_id or f"{self._prefix}{next(self._count):08x}"
+        request_id = request.id = caller.request_id or f"{self._prefix}{next(self._count):08x}"
         route = caller.route
         try:
             if route is not None and route.kind == "model" and request.method == "POST":
@@ -90,7 +90,10 @@ class Handler:
                 raise Fault(501, "not_supported", message, should_retry=False)
             elif route.kind == "stores":
                 headers = [(b"x-request-id", request_id.encode()), *caller.cors]
-                await self.knowledge.forward(exchange, self.client(caller, request), caller.tail, headers)
+                client = self.client(caller, request)
+                if caller.coding:
+                    await coding.decode(request, caller.coding, snapshot.tower.gateway.max_body)
+                await self.knowledge.forward(exchange, client, caller.tail, headers)
             else:
                 self._side(exchange, caller, route, request_id)
         except Fault as fault:
@@ -138,6 +141,9 @@ class Handler:
         if self.draining:
             raise Fault(503, "shutting_down", "The tower is shutting down.", retry_after=10)
         flow.client = self.client(caller, request)
+        if caller.coding:
+            await coding.decode(request, caller.coding, caller.snapshot.tower.gateway.max_body)
+            flow.body_bytes = len(request.body)
         top = tops.split(request.body)
         way = self._way(flow, caller, top)
         persona = flow.persona = way.persona
