@@ -78,6 +78,9 @@ def _refusal(engine: FakeEngine, request: Request) -> tuple[int, Any] | None:
         return 400, shapes.error(text, "Bad Request")
     if named is not None and named not in engine.models and not engine.any_model:
         return 404, shapes.error(f"The model `{named}` does not exist.", "NotFoundError", 404, "model")
+    for field in ("stop", "stop_sequences"):  # VLLM_MAX_STOP_STRINGS
+        if isinstance(request.json.get(field), list) and len(request.json[field]) > 4:
+            return 400, shapes.error(f"{field}: List should have at most 4 items after validation.", param=field)
     return None
 
 

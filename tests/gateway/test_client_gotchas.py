@@ -241,6 +241,46 @@ async def test_gotcha_08_more_than_four_stop_strings_work(tmp_path: Path, path: 
     assert not stream or answer.text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_gotcha_08_more_than_four_stop_sequences_work_in_messages(tmp_path: Path, stream: bool) -> None:
+    """The block is closed, the reason and the sequence are named, thinking is left alone, the call is given up."""
+    stops = [f"never{number}" for number in range(11)] + ["STOP"]
+    content = {"model": "plan", "messages": USER, "stop_sequences": stops, "stream": stream, "max_tokens": 50}
+    with FakeEngine() as engine:
+        engine.script(tokens=["one ", "tw", "o S", "TO", "P three", " four"], reasoning="when to STOP", input_tokens=7)
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            answer = await tower.client.post("/v1/messages", json=content)
+            [record] = await tower.records(1)
+        assert sent(engine)[0].json["stop_sequences"] == stops[:4]
+    if stream:
+        found = events(answer.text)
+        texts = [event["delta"].get("text", "") for event in found if event["type"] == "content_block_delta"]
+        thought = [event["delta"].get("thinking", "") for event in found if event["type"] == "content_block_delta"]
+        assert [event["type"] for event in found[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
+        ends = found[-2]["delta"]
+    else:
+        blocks = answer.json()["content"]
+        texts, thought = [blocks[-1]["text"]], [blocks[0]["thinking"]]
+        ends = answer.json()
+    assert ("".join(texts), "".join(thought)) == ("one two ", "when to STOP")
+    assert (ends["stop_reason"], ends["stop_sequence"]) == ("stop_sequence", "STOP")
+    assert (record.outcome, record.input_tokens) == ("ok", 7)
+    assert 5 <= record.output_tokens <= 9
+
+
+async def test_gotcha_08_text_that_only_begins_like_a_stop_sequence_is_not_lost(tmp_path: Path) -> None:
+    """What was held back comes before the end of its block; the end is the engine's own."""
+    content = {"model": "plan", "messages": USER, "stop_sequences": [*"12345", "STOP"], "stream": True}
+    with FakeEngine() as engine:
+        engine.script(tokens=["one ", "tw", "o S", "TO"])
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            answer = await tower.client.post("/v1/messages", json=content | {"max_tokens": 9})
+    found = events(answer.text)
+    texts = [event["delta"]["text"] for event in found if event["type"] == "content_block_delta"]
+    assert "".join(texts) == "one two STO"
+    assert found[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+
+
 async def test_gotcha_09_fill_in_the_middle_is_rendered_here(tmp_path: Path) -> None:
     """suffix, /v1/fim/completions and /infill become one marked-up prompt without persona text or thinking."""
     extra = [{"filename": "lib.py", "text": "def f(): ...\n"}]

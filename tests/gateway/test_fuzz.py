@@ -39,6 +39,7 @@ from lmtower.wire.messages import MessagesReply
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import StoppingReply
+from lmtower.wire.stops_messages import StoppingMessages
 from tests.fakes.engine import FakeEngine
 from tests.gateway.support import running
 
@@ -167,6 +168,8 @@ def replies() -> list[Reply]:
         *plain,
         InfillReply("s", "a", "q"),
         StoppingReply(ChatReply("s", "a", "q"), ["x"]),
+        StoppingMessages(MessagesReply("s", "a", "q"), ["x"]),
+        StoppingMessages(StrictMessagesReply("s", "a", "q", strict("anthropic")), ["x"]),
         CitingReply(ChatReply("s", "a", "q"), found),
         KeepingReply(CitingReply(ResponsesReply("s", "a", "q"), found), lambda response: None),
         StrictChatReply("s", "a", "q", True, strict("openai")),

@@ -170,17 +170,75 @@ async def test_strict_stream_cut_anywhere_gives_the_same_call(tmp_path: Path, si
     assert calls_of("chat", True, text) == [("weather", {"city": "Oslo", "days": 3})]
 
 
-async def test_call_that_leaked_into_the_text_becomes_a_call(tmp_path: Path) -> None:
-    """Markup that the engine's parser missed is taken out of the text, streamed or not."""
-    leak = 'Sure. <tool_call>{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}</tool_call>'
+LEAK = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}</tool_call>'
+
+
+def text_of(protocol: str, stream: bool, text: str) -> str:
+    """The text of an answer, as a client of that protocol puts it together; the indexes have no holes."""
+    if not stream:
+        answer = json.loads(text)
+        if protocol == "chat":
+            return answer["choices"][0]["message"]["content"] or ""
+        parts = answer["content"] if protocol == "messages" else answer["output"]
+        return "".join(one.get("text", "") for part in parts for one in part.get("content", [part]))
+    found = events(text)
+    if protocol == "chat":
+        return "".join(choice["delta"].get("content") or "" for chunk in found for choice in chunk["choices"])
+    started = {"messages": "content_block_start", "responses": "response.output_item.added"}[protocol]
+    key = {"messages": "index", "responses": "output_index"}[protocol]
+    places = [event[key] for event in found if event["type"] == started]
+    assert places == list(range(len(places)))
+    assert all(event.get(key, 0) in places for event in found)
+    if protocol == "messages":
+        return "".join(event["delta"].get("text", "") for event in found if event["type"] == "content_block_delta")
+    said = "".join(event["delta"] for event in found if event["type"] == "response.output_text.delta")
+    last = found[-1]["response"]["output"]
+    assert [item["type"] for item in last] == [
+        event["item"]["type"] for event in found if event["type"] == "response.output_item.done"
+    ]
+    whole = "".join(part["text"] for item in last if item["type"] == "message" for part in item["content"])
+    assert whole.rstrip() == said.rstrip()
+    return said
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("before", ["Sure. ", "", "a < b, [TOOL and <tool_"])
+async def test_call_that_leaked_into_the_text_becomes_a_call(
+    tmp_path: Path, protocol: str, stream: bool, before: str
+) -> None:
+    """Markup that the engine's parser missed is taken out of the text in every protocol, streamed or not."""
     with FakeEngine() as engine:
-        engine.script(text=leak)
+        engine.script(text=before + LEAK, split=7)
         async with running(tmp_path, engine, personas=PERSONAS) as tower:
-            for stream in (False, True):
-                _, text = await ask(tower, "chat", stream)
-                assert calls_of("chat", stream, text) == [("weather", {"city": "Oslo", "days": 3})]
-                assert "<tool_call>" not in text
-                assert "Sure." in text
+            _, text = await ask(tower, protocol, stream)
+            [record] = await tower.records(1)
+    assert calls_of(protocol, stream, text) == [("weather", {"city": "Oslo", "days": 3})]
+    assert text_of(protocol, stream, text).rstrip() == before.rstrip()
+    assert (record.tool_calls_valid, record.tool_calls_retried) == (1, 0)
+    ends = {"chat": '"finish_reason":"tool_calls"', "messages": '"stop_reason":"tool_use"'}
+    assert ends.get(protocol, '"status":"completed"') in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "said",
+    [
+        'Hermes writes <tool_call>{"name": "f", "arguments": {}}</tool_call>, then waits.',
+        "See <function= here",
+        "<tool_",
+    ],
+)
+async def test_text_about_tool_calls_stays_a_text(tmp_path: Path, protocol: str, stream: bool, said: str) -> None:
+    """A tool that nobody offered is an example, not a call; what only begins like one is not lost."""
+    with FakeEngine() as engine:
+        engine.script(text=said)
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            status, text = await ask(tower, protocol, stream)
+        assert len([request for request in engine.requests if request.method == "POST"]) == 1
+    assert status == 200
+    assert text_of(protocol, stream, text) == said
 
 
 async def test_forced_call_that_the_model_did_not_make_is_retried(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lmtower.wire.messages import MessagesReply
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import Cut, StoppingReply, split
+from lmtower.wire.stops_messages import StoppingMessages
 
 
 def sse(*events: dict[str, Any], named: bool = True) -> bytes:
@@ -65,6 +66,7 @@ def parsed(data: bytes) -> list[dict[str, Any]]:
     ("make", "stream"),
     [
         (lambda: MessagesReply("served", "asked", "q"), MESSAGE_STREAM),
+        (lambda: StoppingMessages(MessagesReply("served", "asked", "q"), ["never"]), MESSAGE_STREAM),
         (lambda: ResponsesReply("served", "asked", "q", {"instructions": "mine"}), RESPONSE_STREAM),
         (lambda: StoppingReply(ResponsesReply("served", "asked", "q"), ["never"]), RESPONSE_STREAM),
     ],
@@ -88,6 +90,31 @@ def test_messages_stream_says_the_asked_name_and_whole_usage() -> None:
     assert events[-2]["usage"]["cache_read_input_tokens"] == 2
     assert (reply.usage.input_tokens, reply.usage.cached_tokens, reply.usage.output_tokens) == (5, 2, 7)
     assert reply.complete
+
+
+@pytest.mark.parametrize(
+    ("reason", "sequence", "said"),
+    [
+        ("end_turn", "\n\n", "stop_sequence"),  # llama.cpp
+        ("end_turn", None, "end_turn"),
+        ("stop", None, "end_turn"),
+        ("length", None, "max_tokens"),
+        ("tool_calls", None, "tool_use"),
+        ("something new", None, "end_turn"),
+    ],
+)
+def test_stop_reason_is_one_of_the_protocol_and_names_the_sequence(
+    reason: str, sequence: str | None, said: str
+) -> None:
+    """Streamed or whole, whatever word the engine used."""
+    ended = {"stop_reason": reason, "stop_sequence": sequence}
+    whole = json.loads(MessagesReply("s", "a", "q").body(json.dumps({"content": [], **ended}).encode()))
+    event = {"type": "message_delta", "delta": ended, "usage": {}}
+    [streamed] = parsed(
+        MessagesReply("s", "a", "q").feed(b"event: message_delta\ndata: %b\n\n" % json.dumps(event).encode())
+    )
+    for told in (whole, streamed["delta"]):
+        assert (told["stop_reason"], told["stop_sequence"]) == (said, sequence)
 
 
 def test_messages_events_without_a_name_get_one() -> None:

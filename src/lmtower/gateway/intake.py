@@ -26,7 +26,7 @@ from lmtower.wire.faults import Dialect
 from lmtower.wire.items import Item, is_plain, read
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
-from lmtower.wire.stops import StoppingReply
+from lmtower.wire.stops import Stopping
 from lmtower.wire.top import Top
 
 _FIELDS: Mapping[str, tuple[str, Callable[[bytes, list[Item] | None], bytes]]] = MappingProxyType(
@@ -97,7 +97,7 @@ class Intake:
         strict = Strict(rules, prepared.path, prepared.pieces, flow.dialect, _new_id(flow.dialect), runtime)
         flow.tool_calls = strict.tally
         plain = prepared.reply
-        if isinstance(plain, StoppingReply):
+        if isinstance(plain, Stopping):
             plain.inner = _strict_reply(plain.inner, flow, strict)
             plain.follow()
         else:

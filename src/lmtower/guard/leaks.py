@@ -20,11 +20,6 @@ _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
-def leaked(text: str) -> bool:
-    """Whether the text holds the beginning of a call."""
-    return any(marker in text for marker in MARKERS)
-
-
 def parse(text: str) -> list[Call]:
     """The calls in a text that begins with a marker; empty when nothing in it can be read as one."""
     functions = _FUNCTION.findall(text)

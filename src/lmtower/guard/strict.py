@@ -7,12 +7,14 @@ from typing import Any
 
 from lmtower.config.types import Runtime
 from lmtower.guard.judge import Call, Judgement, Rules, Verdict, judge
+from lmtower.guard.leaks import MARKERS, parse
 from lmtower.guard.retry import as_chat, retried_call, retry_edits
 from lmtower.guard.tools import Tool, ToolCache
 from lmtower.wire import top as tops
 from lmtower.wire.engine_faults import unreadable_call
 from lmtower.wire.faults import Dialect, Fault
 from lmtower.wire.reply import Again
+from lmtower.wire.stops import Cut
 from lmtower.wire.top import Piece, Top
 
 VALID, REPAIRED, RETRIED, REJECTED = range(4)
@@ -53,6 +55,23 @@ class Strict:
         if judgement.verdict is Verdict.RETRY:
             self._tool = judgement.tool
         return judgement
+
+    def leaked(self, text: str) -> list[Call]:
+        """The calls in a text that begins with a parser's marker; none when it is about something else.
+
+        A text that shows how calls are written names tools that nobody offered: it stays a text.
+        """
+        calls = parse(text)
+        if any(self.rules.tools.find(call.name) is None for call in calls):
+            return []
+        return [Call(call.name, call.arguments, call.id or self.new_id()) for call in calls]
+
+    def without_leaks(self, text: str) -> tuple[str, list[Call]]:
+        """A complete text without the calls that leaked into it, and these calls."""
+        cut = Cut(MARKERS)
+        before = cut.feed(text)
+        calls = self.leaked(text[len(before) :]) if cut.found is not None else []
+        return (before.rstrip(), calls) if calls else (text, [])
 
     def again(self) -> Again:
         """The constrained second request."""

@@ -8,7 +8,7 @@ import msgspec
 
 from lmtower.guard.assemble import Assembler, deltas, message_calls
 from lmtower.guard.judge import Call, Verdict
-from lmtower.guard.leaks import MARKERS, parse
+from lmtower.guard.leaks import MARKERS
 from lmtower.guard.strict import Strict, rejected
 from lmtower.wire import sse, usage
 from lmtower.wire.answers import objects, read_success
@@ -68,15 +68,10 @@ class StrictChatReply(ChatReply):
         calls = assembler.calls(self.strict.new_id)
         text = message.get("content")
         if not calls and isinstance(text, str):
-            cut = Cut(MARKERS)
-            before = cut.feed(text)
-            calls = self._with_ids(parse(text[len(before) :])) if cut.found is not None else []
+            text, calls = self.strict.without_leaks(text)
             if calls:
-                message["content"] = before.rstrip() or None
+                message["content"] = text or None
         return calls
-
-    def _with_ids(self, calls: list[Call]) -> list[Call]:
-        return [Call(call.name, call.arguments, call.id or self.strict.new_id()) for call in calls]
 
     def recovered(self, status: int, body: bytes) -> bool:
         """A call that the engine could not read gets the constrained request, too."""
@@ -133,7 +128,7 @@ class StrictChatReply(ChatReply):
         leaked = held.leak.held() if held.leak.found is not None else ""
         rest = "" if leaked else held.leak.rest()
         if leaked and not calls:
-            calls = self._with_ids(parse(leaked))
+            calls = self.strict.leaked(leaked)
             rest = "" if calls else leaked
         out = [_chunk(head, number, {"content": rest})] if rest else []
         judgement = self.strict.judge(calls, cut=finish == "length")

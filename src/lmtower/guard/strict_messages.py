@@ -7,22 +7,46 @@ from typing import Any
 import msgspec
 
 from lmtower.guard.judge import Call, Verdict
+from lmtower.guard.leaks import MARKERS
 from lmtower.guard.repair import decode
 from lmtower.guard.strict import Strict, rejected
 from lmtower.wire import sse
 from lmtower.wire.answers import read_object
 from lmtower.wire.faults import Fault
 from lmtower.wire.messages import MessagesReply, named
+from lmtower.wire.stops import Cut
 from lmtower.wire.usage import Usage
 
 _encode = msgspec.json.Encoder().encode
 _Event = dict[str, Any]
 
 
+class _Open:
+    """A text block whose start waits for text that is certainly no call."""
+
+    __slots__ = ("leak", "start")
+
+    def __init__(self, start: _Event) -> None:
+        self.start: _Event | None = start
+        self.leak = Cut(MARKERS)
+
+
 class StrictMessagesReply(MessagesReply):
     """``/v1/messages`` under ``tools: strict``."""
 
-    __slots__ = ("_after", "_block", "_calls", "_index", "_message", "_text", "again", "strict")
+    __slots__ = (
+        "_after",
+        "_block",
+        "_calls",
+        "_dropped",
+        "_index",
+        "_leaked",
+        "_message",
+        "_open",
+        "_text",
+        "again",
+        "strict",
+    )
 
     def __init__(self, served: str, asked: str, request_id: str, strict: Strict) -> None:
         super().__init__(served, asked, request_id)
@@ -34,6 +58,11 @@ class StrictMessagesReply(MessagesReply):
         self._index = 0
         """Where the held calls begin: the content index of the first of them."""
         self._after: list[_Event] = []
+        self._open: _Open | None = None
+        self._leaked: list[Call] = []
+        """Calls that leaked into the text; they count when the engine found none."""
+        self._dropped = 0
+        """Blocks that were nothing but such calls and never went out."""
         self._message: _Event | None = None
 
     # -- not streamed ----------------------------------------------------------------------------------------
@@ -47,7 +76,7 @@ class StrictMessagesReply(MessagesReply):
         calls = [
             Call(str(b.get("name", "")), _encode(b.get("input")).decode(), b.get("id") or self.strict.new_id())
             for b in given
-        ]
+        ] or self._leaks(blocks)
         judgement = self.strict.judge(calls, cut=message.get("stop_reason") == "max_tokens")
         if judgement.verdict is Verdict.REJECT:
             raise rejected(judgement)
@@ -55,6 +84,15 @@ class StrictMessagesReply(MessagesReply):
             self.again, self._message, self.complete = self.strict.again(), message, False
             return b""
         return _encode(_with_calls(message, list(judgement.calls)))
+
+    def _leaks(self, blocks: list[_Event]) -> list[Call]:
+        """The calls that leaked into text blocks, which lose them."""
+        found: list[Call] = []
+        for block in blocks:
+            if block.get("type") == "text" and isinstance(block.get("text"), str):
+                block["text"], calls = self.strict.without_leaks(block["text"])
+                found += calls
+        return found
 
     def recovered(self, status: int, body: bytes) -> bool:
         """A call that the engine could not read gets the constrained request, too."""
@@ -69,6 +107,9 @@ class StrictMessagesReply(MessagesReply):
 
     def typed(self, kind: str, parsed: _Event, data: bytes) -> bytes:
         """Blocks with calls are taken in; the end of the message lets them out."""
+        if self._dropped and isinstance(parsed.get("index"), int):
+            parsed["index"] -= self._dropped
+            data = _encode(parsed)
         if kind == "content_block_start" and _kind(parsed, "content_block") == "tool_use":
             block = parsed["content_block"]
             call = Call(str(block.get("name", "")), "", block.get("id") or self.strict.new_id())
@@ -93,7 +134,48 @@ class StrictMessagesReply(MessagesReply):
             return b""
         if kind == "content_block_start":
             self._index = int(parsed.get("index", 0)) + 1
+            if _kind(parsed, "content_block") == "text":
+                block = parsed["content_block"]
+                given, block["text"] = block.get("text"), ""
+                self._open = _Open(parsed)
+                return self._said(given) if given else b""
+        elif self._open is not None and kind == "content_block_delta" and _kind(parsed, "delta") == "text_delta":
+            return self._said(parsed["delta"].get("text"))
+        elif self._open is not None and kind == "content_block_stop":
+            return self._closed(self._open, data)
         return self._ending(kind, parsed, data)
+
+    def _said(self, text: object) -> bytes:
+        """A piece of text, as far as it is certainly no call."""
+        assert self._open is not None
+        return self._told(self._open.leak.feed(text)) if isinstance(text, str) else b""
+
+    def _told(self, text: str) -> bytes:
+        if not text:
+            return b""
+        delta = {"type": "text_delta", "text": text}
+        event = {"type": "content_block_delta", "index": self._index - 1, "delta": delta}
+        return self._begun() + named("content_block_delta", _encode(event))
+
+    def _begun(self) -> bytes:
+        """The start of the open block, if it has not gone out."""
+        assert self._open is not None
+        start, self._open.start = self._open.start, None
+        return b"" if start is None else named("content_block_start", _encode(start))
+
+    def _closed(self, text: _Open, data: bytes) -> bytes:
+        """The end of a text block: what was held back is a call or goes out now."""
+        leaked = text.leak.held() if text.leak.found is not None else ""
+        calls = self.strict.leaked(leaked) if leaked else []
+        self._leaked += calls
+        if calls and text.start is not None:
+            self._open = None
+            self._dropped += 1
+            self._index -= 1
+            return b""
+        out = self._told("" if calls else leaked or text.leak.rest()) + self._begun()
+        self._open = None
+        return out + named("content_block_stop", data)
 
     def _ending(self, kind: str, parsed: _Event, data: bytes) -> bytes:
         if self.again is not None:
@@ -106,7 +188,7 @@ class StrictMessagesReply(MessagesReply):
             return super().typed(kind, parsed, data)
         delta = parsed.get("delta") if isinstance(parsed.get("delta"), dict) else {}
         reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-        judgement = self.strict.judge(self._calls, cut=reason == "max_tokens")
+        judgement = self.strict.judge(self._calls or self._leaked, cut=reason == "max_tokens")
         if judgement.verdict is Verdict.REJECT:
             raise rejected(judgement)
         if judgement.verdict is Verdict.RETRY:

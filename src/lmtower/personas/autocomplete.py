@@ -5,20 +5,18 @@ Persona prompts and thinking never apply here. Sampling defaults do, except that
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from lmtower import recipes
 from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.prepared import Prepared
 from lmtower.personas.rules import Trace, apply_common, ask_for_usage
+from lmtower.personas.stopping import limit_stops, stop_strings
 from lmtower.recipes.load import FimTemplate
-from lmtower.wire import fim, infill, stops
+from lmtower.wire import fim, infill
 from lmtower.wire import top as tops
 from lmtower.wire.completions import CompletionReply
 from lmtower.wire.faults import Fault
-from lmtower.wire.reply import Reply
 from lmtower.wire.top import Top
 
 _encode = msgspec.json.encode
@@ -128,16 +126,8 @@ def _holds_markup(top: Top, template: FimTemplate) -> bool:
 
 
 def _add_stops(top: Top, template: FimTemplate, trace: Trace | None) -> None:
-    top["stop"] = _encode(fim.stops(template, _stops(top)))
+    top["stop"] = _encode(fim.stops(template, stop_strings(top, "stop")))
     _note(trace, "stop", "the client's stop strings and the family's own")
-
-
-def _stops(top: Top) -> tuple[str, ...]:
-    given: Any = tops.value(top, "stop")
-    found = [given] if isinstance(given, str) else given or []
-    if not isinstance(found, list) or not all(isinstance(stop, str) for stop in found):
-        raise Fault(400, "invalid_type", "The field 'stop' must be a string or a list of strings.", param="stop")
-    return tuple(found)
 
 
 def _completion(top: Top, persona: CompiledPersona, trace: Trace | None, reply: CompletionReply) -> Prepared:
@@ -146,28 +136,6 @@ def _completion(top: Top, persona: CompiledPersona, trace: Trace | None, reply: 
     reply.wants_usage = ask_for_usage(top, trace) if stream else False
     limited = limit_stops(top, reply, persona.most_stops, trace)
     return Prepared("/v1/completions", tops.join(top), stream, limited)
-
-
-def limit_stops(top: Top, reply: Reply, limit: int | None, trace: Trace | None) -> Reply:
-    """Leave an engine no more stop strings than it takes; the gateway enforces the others."""
-    if limit is None or not tops.given(top, "stop"):
-        return reply
-    engine, ours = stops.split(_stops(top), limit)
-    if not ours:
-        return reply
-    top["stop"] = _encode(engine)
-    _note(trace, "stop", f"{len(ours)} stop strings: the engine takes {len(engine)}, the gateway enforces all")
-    if tops.flag(top, "stream"):
-        # the answer may end here before the engine's last chunk, which has the usage
-        top["stream_options"] = b'{"include_usage":true,"continuous_usage_stats":true}'
-    return stops.StoppingReply(reply, ours, _choices(top))
-
-
-def _choices(top: Top) -> int:
-    """How many answers a request gets: ``n`` of each prompt."""
-    prompts = tops.value(top, "prompt")
-    several = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
-    return (tops.whole(top, "n") or 1) * (len(prompts) if several else 1)
 
 
 def _note(trace: Trace | None, field: str, rule: str) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.prepared import Prepared
 from lmtower.personas.rules import Trace, apply_common
+from lmtower.personas.stopping import limit_stop_sequences
 from lmtower.wire import messages, responses, scan
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Fault
@@ -24,14 +25,16 @@ def prepare_messages(top: Top, persona: CompiledPersona, asked: str, request_id:
     """``/v1/messages``: the prompt goes before the client's ``system``."""
     _messages_rules(top, persona, asked, trace)
     stream = tops.flag(top, "stream")
-    reply = messages.MessagesReply(persona.served, asked, request_id)
+    reply = limit_stop_sequences(
+        top, messages.MessagesReply(persona.served, asked, request_id), persona.most_stops, trace
+    )
     return Prepared("/v1/messages", tops.join(top), stream, reply)
 
 
 def prepare_count(top: Top, persona: CompiledPersona, asked: str, request_id: str, trace: Trace | None) -> Prepared:
     """``/v1/messages/count_tokens``: counts what would be sent, the persona's prompt included."""
     _messages_rules(top, persona, asked, trace)
-    for name in ("stream", "max_tokens"):
+    for name in ("stream", "max_tokens", "stop_sequences"):
         top.pop(name, None)
     reply = messages.CountReply(persona.served, asked, request_id)
     return Prepared("/v1/messages/count_tokens", tops.join(top), False, reply)

@@ -12,10 +12,10 @@ from types import MappingProxyType
 import msgspec
 
 from lmtower.personas import autocomplete, discipline, native, vectors
-from lmtower.personas.autocomplete import limit_stops
 from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.prepared import Prepared, Preparer
 from lmtower.personas.rules import Trace, apply_common, ask_for_usage
+from lmtower.personas.stopping import limit_stops
 from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply, merge_system
 from lmtower.wire.faults import Fault

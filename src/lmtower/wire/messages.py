@@ -146,8 +146,7 @@ class MessagesReply(Reply):
         message["model"] = self.asked
         message.setdefault("type", "message")
         message.setdefault("role", "assistant")
-        message["stop_reason"] = stop_reason(message.get("stop_reason"))
-        message.setdefault("stop_sequence", None)
+        _say_why(message)
         message["usage"] = _whole_usage(message.get("usage"))
         return _encode(message)
 
@@ -189,8 +188,7 @@ class MessagesReply(Reply):
             self._take_usage(data)
             delta = parsed.get("delta")
             if isinstance(delta, dict):
-                delta["stop_reason"] = stop_reason(delta.get("stop_reason"))
-                delta.setdefault("stop_sequence", None)
+                _say_why(delta)
             parsed["usage"] = _whole_usage(parsed.get("usage"))
         elif kind == "message_stop":
             self.complete = True
@@ -229,11 +227,16 @@ def named(kind: str, data: bytes) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
 
-def stop_reason(reason: object) -> object:
-    """A stop reason of the protocol; engines have been seen to put OpenAI's words there."""
-    if reason is None or reason in _STOP_REASONS:
-        return reason
-    return _OPENAI_REASONS.get(str(reason), "end_turn")
+def _say_why(ended: dict[str, Any]) -> None:
+    """Put the protocol's stop reason in. Engines have been seen to put OpenAI's words there, and llama.cpp names a stop
+    sequence beside ``end_turn``.
+    """
+    reason, sequence = ended.get("stop_reason"), ended.setdefault("stop_sequence", None)
+    if reason is not None and reason not in _STOP_REASONS:
+        reason = _OPENAI_REASONS.get(str(reason), "end_turn")
+    if reason == "end_turn" and sequence:
+        reason = "stop_sequence"
+    ended["stop_reason"] = reason
 
 
 def _whole_usage(usage: object) -> dict[str, Any]:

@@ -66,14 +66,44 @@ class Cut:
         return 0
 
 
-class StoppingReply(Wrapping):
-    """Stands between the engine and another reply, and ends every text at the first stop string."""
+class Stopping(Wrapping):
+    """Stands between the engine and another reply; the protocols say what an event of theirs is cut to."""
 
-    __slots__ = ("_choices", "_cuts", "_ended", "_stopped", "_stops")
+    __slots__ = ("_stops",)
 
-    def __init__(self, inner: Reply, stops: Sequence[str], choices: int = 1) -> None:
+    def __init__(self, inner: Reply, stops: Sequence[str]) -> None:
         super().__init__(inner)
         self._stops = tuple(stops)
+
+    def feed(self, data: bytes) -> bytes:
+        """Stream bytes as they were read; the inner reply gets whole events."""
+        run = self._whole_events(data)
+        return self.relay(run) if run else b""
+
+    def relay(self, run: bytes) -> bytes:
+        """Every event is looked at: any may hold a piece of a stop string. None counts after the answer's end."""
+        cut = b"".join([b"" if self.enough else self.event(event) for event in sse.split(run)])
+        enough, out = self.enough, self._passed(self.inner.relay(cut), False)
+        self.enough = enough
+        return out
+
+    def end(self) -> bytes:
+        """What is left, in the inner reply's words."""
+        last = self.relay(sse.DONE) if self._unfinished().strip() == sse.DONE.strip() else b""
+        return last + super().end()
+
+    def event(self, event: bytes) -> bytes:
+        """One event as the inner reply may see it; sets ``enough`` where a stop string ended the answer."""
+        raise NotImplementedError
+
+
+class StoppingReply(Stopping):
+    """Ends every text of a chat or completion at the first stop string."""
+
+    __slots__ = ("_choices", "_cuts", "_ended", "_stopped")
+
+    def __init__(self, inner: Reply, stops: Sequence[str], choices: int = 1) -> None:
+        super().__init__(inner, stops)
         self._choices = choices
         self._cuts: dict[int, Cut] = {}
         self._stopped: set[int] = set()
@@ -93,27 +123,9 @@ class StoppingReply(Wrapping):
                 place[key], choice["finish_reason"], choice["stop_reason"] = text, "stop", cut.found
         return super().body(_encode(answer))
 
-    def feed(self, data: bytes) -> bytes:
-        """Stream bytes as they were read; the inner reply gets whole events."""
-        run = self._whole_events(data)
-        return self.relay(run) if run else b""
-
-    def relay(self, run: bytes) -> bytes:
-        """Every chunk is looked at: any may hold a piece of a stop string."""
-        cut = b"".join([self._event(event) for event in sse.split(run)])
-        enough, out = self.enough, self._passed(self.inner.relay(cut), False)
-        self.enough = enough
-        return out
-
-    def end(self) -> bytes:
-        """What is left, in the inner reply's words."""
-        last = self.relay(sse.DONE) if self._unfinished().strip() == sse.DONE.strip() else b""
-        return last + super().end()
-
-    def _event(self, event: bytes) -> bytes:
+    def event(self, event: bytes) -> bytes:
+        """One chunk, its texts cut."""
         data = sse.data_of(event) if event.startswith(b"data: {") else None
-        if self.enough:
-            return b""
         if data is None:
             return event
         chunk = read_success(data)
