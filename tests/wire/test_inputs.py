@@ -54,6 +54,17 @@ def test_hole_is_marked_up_as_the_family_was_trained(family: str, expected: str)
             "<|repo_name|>repository\n<|file_sep|>a.py\nA\n<|file_sep|>b.py\nB\n<|file_sep|>current\n"
             "<|fim_prefix|>before<|fim_suffix|>after<|fim_middle|>",
         ),
+        (
+            "starcoder2",  # the paper's own line, section 5.1
+            "<repo_name>repository<file_sep>a.py\nA\n<file_sep>b.py\nB\n<file_sep><fim_prefix>current\n"
+            "before<fim_suffix>after<fim_middle>",
+        ),
+        (
+            "granite-code",
+            "<reponame>repository\n<filename>a.py\nA\n<filename>b.py\nB\n<filename>current\n"
+            "<fim_prefix>before<fim_suffix>after<fim_middle>",
+        ),
+        ("deepseek-coder", "<｜fim▁begin｜>#a.py\nA\n#b.py\nB\n#current\nbefore<｜fim▁hole｜>after<｜fim▁end｜>"),
         ("codestral", "[SUFFIX]after[PREFIX]+++++ a.py\nA\n+++++ b.py\nB\n+++++ current\nbefore"),
         ("codellama", "a.py\nA\n\nb.py\nB\n\n<PRE> before <SUF>after <MID>"),
     ],
@@ -216,11 +227,25 @@ def test_broken_image_is_a_400(data: str) -> None:
     assert caught.value.status == 400
 
 
-def test_image_tokens_follow_the_recipes_formula() -> None:
-    """Qwen3-VL: cells of 32 pixels and two marks; Gemma: always the same number."""
-    rule = recipes.get("qwen3-vl").image_tokens
+SIZES = ((1280, 720), (854, 480), (640, 360), (320, 180), (64, 64), (4000, 3000), (8000, 6000), (30, 3000), (10, 10))
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("qwen3-vl", (880, 405, 220, 66, 64, 11750, 16170, 94, 64)),
+        ("qwen2.5-vl", (1196, 510, 299, 66, 4, 15301, 16170, 107, 4)),
+    ],
+)
+def test_image_tokens_are_those_of_the_models_own_processor(family: str, expected: tuple[int, ...]) -> None:
+    """The numbers are what transformers' ``smart_resize`` gives with the models' limits; two marks come on top."""
+    rule = recipes.get(family).image_tokens
     assert rule is not None
-    assert images.image_tokens(1280, 720, rule) == 40 * 23 + 2
+    assert tuple(images.image_tokens(*size, rule) - 2 for size in SIZES) == expected
+
+
+def test_image_tokens_follow_the_recipes_formula() -> None:
+    """Gemma: always the same number. Without a formula none are counted."""
     fixed = recipes.get("gemma").image_tokens
     assert fixed is not None
     assert images.image_tokens(64, 64, fixed) == images.image_tokens(4000, 4000, fixed) == 258

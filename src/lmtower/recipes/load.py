@@ -26,12 +26,18 @@ class FimTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop: tuple[str, ...] = ()
     repository: str | None = None
     """Token before the repository's name in the repo-level form; None: the family has no such form."""
+    repository_end: str = "\n"
+    """What follows the repository's name."""
     file: str | None = None
     """Token before each file's path in the repo-level form."""
+    path_inside: bool = False
+    """The path of the file with the hole follows the prefix token instead of preceding it."""
+    files_inside: bool = False
+    """All files follow the prefix token: the family was trained with the hole cut into the joined text."""
 
 
 class ImageTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Tokens of one image: ``ceil(w / cell) * ceil(h / cell) + extra``, between ``least`` and ``most``."""
+    """Tokens of one image: its cells of ``cell`` pixels, scaled to between ``least`` and ``most``, and ``extra``."""
 
     cell: int
     extra: int = 0

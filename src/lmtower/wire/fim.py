@@ -17,6 +17,8 @@ from lmtower.recipes.load import FimTemplate
 BYTES_PER_TOKEN = 3
 DEFAULT_ANSWER_TOKENS = 128
 _SUFFIX_SHARE = 0.25
+_THIS_FILE = "current"
+"""The name of the file with the hole: no client tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +56,31 @@ def budget_tokens(context: int | None, answer: int | None) -> int | None:
 def render(template: FimTemplate, hole: Hole, budget: int | None = None) -> str:
     """The prompt for this family, trimmed to ``budget`` tokens."""
     fitted = fit(hole, budget)
-    files = _files(template, fitted) if fitted.files else ""
+    before, path = _files(template, fitted) if fitted.files else ("", "")
     if template.order == "spm":
-        return f"{template.suffix}{fitted.suffix}{template.prefix}{files}{fitted.prefix}{template.middle}"
-    return f"{files}{template.prefix}{fitted.prefix}{template.suffix}{fitted.suffix}{template.middle}"
+        return f"{template.suffix}{fitted.suffix}{template.prefix}{before}{path}{fitted.prefix}{template.middle}"
+    if template.files_inside:
+        opening = f"{template.prefix}{before}{path}"
+    elif template.path_inside:
+        opening = f"{before}{template.prefix}{path}"
+    else:
+        opening = f"{before}{path}{template.prefix}"
+    return f"{opening}{fitted.prefix}{template.suffix}{fitted.suffix}{template.middle}"
 
 
-def _files(template: FimTemplate, hole: Hole) -> str:
-    """The other files, in the family's repository form, or as plain text with their names where it has none."""
+def _files(template: FimTemplate, hole: Hole) -> tuple[str, str]:
+    """The other files and the path of the one with the hole, in the family's repository form; families without one get
+    the files as plain text with their names.
+    """
     mark = template.file or ""
     parts = [f"{mark}{file.name or 'file'}\n{file.text.rstrip()}\n" for file in hole.files]
     if template.file is None:
-        return "\n".join(parts) + "\n"
-    head = f"{template.repository}{hole.repository or 'repository'}\n" if template.repository else ""
-    # the file with the hole is one more file of the repository
-    return head + "".join(parts) + f"{template.file}current\n"
+        return "\n".join(parts) + "\n", ""
+    head = ""
+    if template.repository:
+        head = f"{template.repository}{hole.repository or 'repository'}{template.repository_end}"
+    before, path = head + "".join(parts), f"{_THIS_FILE}\n"
+    return (before + template.file, path) if template.path_inside else (before, template.file + path)
 
 
 def fit(hole: Hole, budget: int | None) -> Hole:

@@ -216,6 +216,16 @@ def tokens(found: Found, rule: ImageTokens | None) -> int:
 
 
 def image_tokens(width: int, height: int, rule: ImageTokens) -> int:
-    """Tokens of one image of that many pixels."""
-    cells = math.ceil(width / rule.cell) * math.ceil(height / rule.cell)
-    return min(max(cells, rule.least), rule.most) + rule.extra
+    """Tokens of one image of that many pixels.
+
+    The processors scale each side to whole cells, then the whole image into its limits (``smart_resize`` of
+    transformers' Qwen2-VL); an image has as many tokens as cells.
+    """
+    columns, rows = round(width / rule.cell), round(height / rule.cell)
+    if columns * rows > rule.most:
+        shrink = math.sqrt(width * height / rule.most)
+        columns, rows = max(1, math.floor(width / shrink)), max(1, math.floor(height / shrink))
+    elif columns * rows < rule.least:
+        grow = math.sqrt(rule.least / (width * height))
+        columns, rows = math.ceil(width * grow), math.ceil(height * grow)
+    return min(columns * rows, rule.most) + rule.extra
