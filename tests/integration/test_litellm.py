@@ -13,10 +13,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from lmtower.cli.app import main
+from tests.e2e.clients import python_of
 from tests.fakes.engine import FakeEngine
 
 pytestmark = pytest.mark.tools
-REPOSITORY = Path(__file__).parents[2]
 TOWER = """
 engines: {{mine: {{url: "{url}", model: fake-model, recipe: qwen3}}}}
 personas:
@@ -27,11 +27,8 @@ personas:
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """The proxy in an environment of its own; the benchmarks make one."""
-    path = Path(os.environ.get("LMTOWER_TEST_LITELLM") or REPOSITORY / "benchmarks/.work/venvs/litellm/bin/litellm")
-    if not path.exists():
-        pytest.skip("needs LiteLLM in an environment of its own: LMTOWER_TEST_LITELLM, or make bench")
-    return path
+    """The proxy in an environment of its own; skipped where it was not installed."""
+    return python_of("litellm").with_name("litellm")
 
 
 @pytest.fixture

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
+from lmtower.cli.app import main
+from lmtower.engines import build_specs
 from lmtower.errors import Refused
 from lmtower.render import compose
-from tests.render.specs import containers, process
+from tests.e2e.clients import compose_program
+from tests.engines.plans import FAMILIES, plan_of, tower_of
+from tests.render.specs import OUTSIDE, containers, process, spanning
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def services() -> dict[str, Any]:
@@ -94,17 +100,65 @@ def test_process_is_refused() -> None:
         compose.files([process()])
 
 
-@pytest.mark.tools
-def test_docker_compose_accepts_the_file(tmp_path: Path) -> None:
-    """The real parser reads it and finds the same commands."""
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
-        pytest.skip("docker compose is not installed")
-    files = compose.files(containers())
-    (tmp_path / "compose.yaml").write_text(json.dumps(files["spark/compose.yaml"]))
-    (tmp_path / ".env").write_text(files["spark/.env.example"].replace("=\n", "=x\n"))
-    done = subprocess.run(
-        [docker, "compose", "config", "--format", "json"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def accepted(folder: Path, project: Any, variables: str) -> Any:
+    """The services as the real program reads them."""
+    (folder / "compose.yaml").write_text(json.dumps(project))
+    (folder / ".env").write_text(variables.replace("=\n", "=x\n"))
+    command = [str(compose_program()), "--project-directory", str(folder), "config", "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["services"]["nemotron"]["command"] == list(containers()[0].argv[1:])
+    return json.loads(done.stdout)["services"]
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("family", FAMILIES)
+def test_docker_compose_reads_what_the_driver_would_start(family: str, tmp_path: Path) -> None:
+    """Of every family: the real program finds the same command, environment, limits and GPUs."""
+    (spec,) = build_specs(plan_of(FAMILIES[family]), tower_of(FAMILIES[family]), OUTSIDE)
+    files = compose.files([spec])
+    (service,) = accepted(tmp_path, files["spark/compose.yaml"], files["spark/.env.example"]).values()
+    assert [*service["entrypoint"], *service["command"]] == list(spec.argv)
+    assert service["environment"] == {**spec.env, **dict.fromkeys(spec.secrets, "x")}
+    assert (service["image"], service["container_name"]) == (spec.image, spec.name)
+    assert (service["network_mode"], service["restart"]) == ("host", spec.restart)
+    assert int(service["shm_size"]) == spec.shm_bytes
+    assert {name: limit["hard"] for name, limit in service["ulimits"].items()} == dict(spec.ulimits)
+    assert [(each["source"], each["target"]) for each in service["volumes"]] == [
+        (mount.source, mount.target) for mount in spec.mounts
+    ]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"], device["count"]) == ("nvidia", ["gpu"], -1)
+
+
+@pytest.mark.tools
+def test_docker_compose_accepts_ray_over_two_nodes_and_chosen_gpus(tmp_path: Path) -> None:
+    """A head and a worker, each in its node's file; GPUs by number; a dollar that is no variable."""
+    chosen = replace(containers()[0], devices=("0", "1"), argv=("vllm", "--x", "a$b"), secrets={})
+    (service,) = accepted(tmp_path, compose.project([chosen]), "").values()
+    assert service["command"] == ["--x", "a$$b"]  # its output can be read again: the dollar stays doubled
+    assert service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] == ["0", "1"]
+    specs = spanning()
+    for path, project in compose.files(specs).items():
+        if path.endswith("compose.yaml"):
+            variables = compose.files(specs)[path.replace("compose.yaml", ".env.example")]
+            (service,) = accepted(tmp_path, project, variables).values()
+            assert "ray start" in " ".join([*service["entrypoint"], *service["command"]])
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("example", sorted(each.parent.name for each in EXAMPLES.glob("*/tower.yaml")))
+def test_docker_compose_accepts_every_example(example: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``lmtower render compose`` writes for an example; one without containers is refused with the key to set."""
+    tower = ["-c", str(EXAMPLES / example / "tower.yaml"), "--data-dir", str(tmp_path / "data")]
+    status = main([*tower, "render", "compose", "--out", str(tmp_path)])
+    if example == "laptop":
+        assert status == 2
+        assert "compose needs a container. Set nodes.local.driver: docker" in capsys.readouterr().err
+        return
+    assert status == 0
+    for path in tmp_path.glob("*/compose.yaml"):
+        project = YAML(typ="safe").load(path)
+        services = accepted(path.parent, project, (path.parent / ".env.example").read_text())
+        assert {name: each["command"] for name, each in services.items()} == {
+            name: each["command"] for name, each in project["services"].items()
+        }
