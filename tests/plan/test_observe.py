@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lmtower.errors import PlanError
+from lmtower.plan.estimate import Options
+from lmtower.plan.fit import Question, fit
 from lmtower.plan.observe import compare, correction, correction_for, entry, read_corrections, read_log
 from lmtower.plan.planner import plan
+from lmtower.plan.sources import read_path
 from tests.plan.shapes import GIB, MODELS, files, preset, tower
 
 DATA = MODELS.parent
@@ -59,6 +62,41 @@ def test_engine_started_by_up_on_an_h100_is_what_was_planned() -> None:
     assert seen.get("kv_cache_tokens") == made.kv_cache_tokens == 128_015
     assert all(abs(each.observed - each.planned) <= 0.003 * each.planned for each in found.values())
     assert abs(correction(made, seen)) < 0.01 * GIB
+
+
+def test_engine_over_two_h100_is_what_was_planned() -> None:
+    """Qwen3-8B with ``tensor_parallel: 2`` under ``lmtower up``: each rank's weights, and the cache of both."""
+    seen = read_log((DATA / "observed" / "vllm-0.25.1-2xh100-qwen3-8b-tp2.log").read_text("utf-8"))
+    engine = {"model": "Qwen/Qwen3-8B", "context": "16k", "sequences": 8, "version": "0.25.1", "tensor_parallel": 2}
+    engine["args"] = {"load-format": "dummy", "enforce-eager": True}
+    made = plan(tower({"wide": engine}, hardware="2x h100"), models={"wide": files("Qwen__Qwen3-8B")}).engine("wide")
+    found = {each.name: each for each in compare(made, seen)}
+    assert seen.get("kv_cache_tokens") == made.kv_cache_tokens == 128_015
+    assert all(abs(each.observed - each.planned) <= 0.003 * each.planned for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("config", "gpus", "pool", "context", "sequences", "batch", "eager", "held"),
+    [
+        ("Qwen__Qwen3-8B", 2, 8.79, 16000, 8, 8192, True, 19.32),
+        ("Qwen__Qwen3-32B", 2, 4, 8192, 8, 8192, True, 37.656),
+        ("meta-llama__Meta-Llama-3.1-8B", 2, 4, 8192, 8, 2048, True, 13.848),
+        ("Qwen__Qwen3-1.7B", 2, 2, 8192, 16, 2048, False, 5.98),
+        ("Qwen__Qwen3-1.7B", 1, 2, 8192, 8, 2048, True, 6.258),
+    ],
+)
+def test_rank_holds_what_is_planned(
+    config: str, gpus: int, pool: float, context: int, sequences: int, batch: int, eager: bool, held: float
+) -> None:
+    """GiB that nvidia-smi showed for each rank on two H100 after prompts (vLLM 0.25.1): within the planned total, and
+    no more than 1.5 GiB under it, of which one is the margin.
+    """
+    options = Options(
+        max_num_seqs=sequences, max_num_batched_tokens=batch, version="0.25.1", eager=eager, tensor_parallel=gpus
+    )
+    answer = fit(Question(read_path(MODELS / f"{config}.json"), options, None, context, int(pool * GIB)))
+    planned = answer.total_bytes / GIB
+    assert held <= planned <= held + 1.5
 
 
 def test_refusal_is_kept() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lmtower.plan.estimate import Estimate
 from lmtower.plan.kv import KvLayout, page_bytes_per_token, state_page_bytes
+from lmtower.plan.overhead import PARALLEL
 from lmtower.plan.types import NodeFacts
 
 _GIB = 1024**3
@@ -117,7 +118,12 @@ def _overhead(estimate: Estimate) -> Iterator[str]:
         ("CUDA graphs", parts.graph_bytes, ""),
         ("sampler", parts.sampler_bytes, "6 × seqs × vocabulary"),
         ("encoder cache and tower", parts.encoder_bytes, ""),
-        ("CUDA context and non-torch", parts.context_bytes, "measured on an H200"),
+        (
+            "CUDA context and non-torch",
+            parts.context_bytes,
+            "measured on an H200"
+            + (f"; {_gib(PARALLEL)} of it for NCCL (two H100)" if estimate.options.tensor_parallel > 1 else ""),
+        ),
         ("Python on the CPU side", parts.host_bytes, "unified memory"),
         ("correction", parts.correction_bytes, "observed at an earlier start"),
         ("spare", parts.margin_bytes, "growth under traffic, uncertainty of the weights"),

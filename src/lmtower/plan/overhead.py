@@ -19,6 +19,10 @@ from lmtower.plan.versions import Rules
 _GIB = 1024**3
 CONTEXT = int((0.514 + 0.225) * _GIB)
 """CUDA context and non-torch memory of one process (H200, 0.25.1)."""
+PARALLEL = int(1.6 * _GIB)
+"""What each rank takes more when a copy is split over GPUs: NCCL and all-reduce buffers. 1.18 to 1.59 GiB on two H100
+with NVLink (four engines, 0.25.1; the same model unsplit: 0.16), outside of what vLLM's profiling sees.
+"""
 MARGIN = _GIB
 """Growth under traffic: "plan 1 GiB spare an engine"."""
 _POOLING_MARGIN = _GIB // 2
@@ -52,7 +56,7 @@ def overhead(shape: ModelShape, layout: Layout, load: Load, *, unified: bool = F
         activation_bytes=activation,
         graph_bytes=graph_bytes(shape, load),
         sampler_bytes=0 if shape.encoder else 6 * load.max_num_seqs * cdiv(shape.vocab_size, load.tensor_parallel),
-        context_bytes=CONTEXT,
+        context_bytes=CONTEXT + (PARALLEL if load.tensor_parallel > 1 else 0),
         host_bytes=host,
         encoder_bytes=encoder_bytes(shape, load, activation),
         margin_bytes=margin - host,
