@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lmtower.engines.failures import recognise
 
+OBSERVED = Path(__file__).parents[1] / "data/observed"
 CASES = [
     (
         "ValueError: Free memory on device cuda:0 (20.58/139.8 GiB) on startup is less than desired GPU memory "
@@ -95,6 +98,20 @@ def test_log_is_recognised(log: str, kind: str, words: str) -> None:
     failure = recognise(f"INFO starting\n{log}\n", 1, port=8100, engine="coder")
     assert failure.kind == kind
     assert words in str(failure)
+
+
+def test_dead_rank_is_not_taken_for_an_orderly_end() -> None:
+    """A killed worker of two (vLLM 0.25.1 on two H100) makes vLLM end with status 0; the log says which one died."""
+    log = (OBSERVED / "vllm-0.25.1-2xh100-qwen3-8b-tp2.log").read_text("utf-8")
+    failure = recognise(log, 0, engine="wide")
+    assert failure.kind == "worker_died"
+    assert "one of its own processes (VllmWorker-1) crashed or was killed" in str(failure)
+
+
+def test_earlier_run_in_the_same_log_does_not_count() -> None:
+    """Each start begins with a line of the process driver; what stands before it has been told already."""
+    log = "--- lmtower starts lmtower-one\ntorch.OutOfMemoryError: CUDA out of memory\n--- lmtower starts lmtower-one\n"
+    assert recognise(log + "error: unrecognized arguments: --x", 2).kind == "bad_flag"
 
 
 def test_kill_from_outside_is_told_as_such() -> None:

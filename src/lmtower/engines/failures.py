@@ -181,12 +181,25 @@ _RULES = (
         "the image was built for another processor",
         "Choose an image for the node's processor (a Spark is arm64)",
     ),
+    _rule(
+        "worker_died",
+        # vLLM itself then ends with status 0, as if it had been asked to
+        r"(?:Worker|Engine core) proc (?P<worker>\S+) died unexpectedly|EngineDeadError",
+        "one of its own processes ({worker}) crashed or was killed",
+        "Look at the lines before in its log, and at dmesg on the node",
+    ),
 )
+_START = "--- lmtower starts"
+"""The process driver writes it into the log before each start; what stands before belongs to an earlier run."""
 
 
 def recognise(log: str, exit_code: int | None, *, out_of_memory: bool = False, **facts: object) -> Failure:
-    """The failure that a log and an exit status tell of. ``facts`` (port, engine) fill the sentences."""
-    known = {"port": "?", "engine": "ENGINE"} | facts
+    """The failure that a log and an exit status tell of. ``facts`` (port, engine) fill the sentences.
+
+    A log with several starts is read from the last one on.
+    """
+    log = log.rpartition(_START)[2]
+    known = {"port": "?", "engine": "ENGINE", "worker": "EngineCore"} | facts
     for rule in _RULES:
         if match := rule.pattern.search(log):
             words = {**known, **{name: value.strip() for name, value in match.groupdict().items() if value}}
