@@ -12,10 +12,11 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src/lmtower"
 
-OPEN = {"errors", "config", "recipes", "logs"}
+OPEN = {"errors", "config", "recipes", "logs", "processes"}
 ALLOWED = {
     "errors": set[str](),
     "logs": set[str](),
+    "processes": set[str](),
     "recipes": {"errors"},
     "config": {"errors", "recipes"},
     "telemetry": {"errors", "config"},

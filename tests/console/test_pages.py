@@ -152,6 +152,10 @@ async def test_supervised_engine_is_stopped_and_its_log_shown(tmp_path: Path) ->
         async def logs(self, engine: str, lines: int) -> str:
             return f"the last words of {engine}"
 
+        def absent(self, url: str) -> bool:
+            """Everything runs."""
+            return False
+
         def states(self) -> dict[str, tuple[str, str]]:
             return {}
 

@@ -21,6 +21,7 @@ class RecordingDriver:
         self.output: dict[str, str] = {}
         self.fail: dict[str, TowerError] = {}
         self.versions: dict[str, str] = {}
+        self.policies: dict[str, str] = {}
 
     async def observe(self) -> tuple[Observed, ...]:
         """What was started and not stopped."""
@@ -29,7 +30,16 @@ class RecordingDriver:
             for name, spec in self.running.items()
         ]
         dead = [
-            Observed(name, spec.engine, self.node, spec.spec_hash, False, exit_code=code, port=spec.port)
+            Observed(
+                name,
+                spec.engine,
+                self.node,
+                spec.spec_hash,
+                False,
+                exit_code=code,
+                port=spec.port,
+                restart=self.policies.get(name, spec.restart),
+            )
             for name, (spec, code) in self.ended.items()
         ]
         return (*alive, *dead)
@@ -46,6 +56,7 @@ class RecordingDriver:
     async def stop(self, name: str, grace_seconds: float = 30.0) -> None:
         """Forget it."""
         self.calls.append(("stop", name))
+        self.policies.pop(name, None)
         self.running.pop(name, None)
         self.ended.pop(name, None)
         self.output.pop(name, None)
@@ -53,6 +64,10 @@ class RecordingDriver:
     def end(self, name: str, exit_code: int = 1) -> None:
         """Let a running engine crash."""
         self.ended[name] = (self.running.pop(name), exit_code)
+
+    async def occupant(self, port: int) -> str:
+        """Nobody in particular."""
+        return "another program"
 
     async def logs(self, name: str, lines: int = 200) -> str:
         """What it would have written."""

@@ -49,6 +49,10 @@ async def test_status_of_an_engine_that_is_away_is_its_supervisors(tmp_path: Pat
     """From outside a stopped engine looks like a failed one; whoever stopped it knows better, and why."""
 
     class Control:
+        def absent(self, url: str) -> bool:
+            """Everything runs."""
+            return False
+
         def states(self) -> dict[str, tuple[str, str]]:
             return {"big": ("stopped", "the node was short of memory")}
 

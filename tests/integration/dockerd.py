@@ -54,6 +54,15 @@ class Dockerd:
                 raise RuntimeError((self.folder / "dockerd.log").read_text()[-2000:])
             time.sleep(0.1)
 
+    def restart(self, with_signal: int) -> None:
+        """End it as the signal does, containers as they are, and start it again."""
+        assert self._process is not None
+        self._process.send_signal(with_signal)
+        self._process.wait(60)
+        # killed, it leaves its containerd dead; where nobody reaps that one, its pid would look alive
+        (self.folder / "exec-root/containerd/containerd.pid").unlink(missing_ok=True)
+        self.start()
+
     def stop(self) -> None:
         """Remove every container, then end the engine."""
         if self._process is None:

@@ -110,6 +110,12 @@ class FakeContainer:
         self.id = id
         self.labels = {"lmtower.engine": engine}
         self.stopped = False
+        self.policy = "on-failure"
+
+    def update(self, restart_policy: dict[str, str]) -> None:
+        """As ``docker update --restart``."""
+        assert not self.stopped
+        self.policy = restart_policy["Name"]
 
     def stop(self, timeout: int) -> None:
         """Take note."""
@@ -143,6 +149,7 @@ def test_stop_touches_only_that_engine() -> None:
     eyes, coder = FakeContainer("abc", "eyes"), FakeContainer("def", "coder")
     assert Containers(FakeDocker(eyes, coder)).stop("eyes") is True
     assert (eyes.stopped, coder.stopped) == (True, False)
+    assert (eyes.policy, coder.policy) == ("no", "on-failure")
 
 
 def test_node_without_docker_has_no_containers() -> None:

@@ -125,17 +125,30 @@ async def test_failed_engine_is_rolled_back_alone() -> None:
 
 async def test_too_little_memory_is_refused_before_the_start() -> None:
     """Better not to start than to freeze the node; the numbers are told."""
-    stage = Stage(needs={"big": Need(70 * GIB, 12 * GIB)}, probes={"spark": free(80 * GIB)})
+    stage = Stage(needs={"big": Need(70 * GIB, 12 * GIB)}, probes={("spark", "big"): free(80 * GIB)})
     outcome = await stage.apply.run(diff([spec_of("big")], ()))
     assert "takes 70.0 GiB and 12.0 GiB stay reserved, but node 'spark' has 80.0 GiB free" in outcome.failed["big"]
     assert stage.started() == []
     await stage.supervisor.close()
 
 
+async def test_reserve_alone_is_checked_where_nothing_is_planned() -> None:
+    """A machine without a GPU: what the engine takes is not known, what must stay free is. The supervisor knows why."""
+    stage = Stage(needs={"big": Need(reserve_bytes=12 * GIB)}, probes={("spark", "big"): free(11 * GIB)})
+    outcome = await stage.apply.run(diff([spec_of("big"), spec_of("small")], ()))
+    assert outcome.started == ["small"]
+    assert outcome.failed["big"].startswith(
+        "engine 'big' was not started: 12.0 GiB stay reserved, but node 'spark' has 11.0 GiB free. Stop what else"
+    )
+    states = {status.spec.engine: (status.state, status.detail) for status in stage.supervisor.statuses()}
+    assert states == {"big": ("failed", outcome.failed["big"]), "small": ("ready", "")}
+    await stage.supervisor.close()
+
+
 @pytest.mark.parametrize(("after", "phase"), [(40 * GIB, "measured"), (20 * GIB, "warning")])
 async def test_real_memory_is_compared_with_the_plan(after: int, phase: str) -> None:
     """What it really took is read after the start; much more than planned is a warning."""
-    stage = Stage(needs={"big": Need(70 * GIB)}, probes={"spark": free(110 * GIB, after)})
+    stage = Stage(needs={"big": Need(70 * GIB)}, probes={("spark", "big"): free(110 * GIB, after)})
     await stage.apply.run(diff([spec_of("big")], ()))
     taken = (110 * GIB - after) / GIB
     assert Event("big", "spark", phase, f"took {taken:.1f} GiB, planned 70.0 GiB") in stage.events

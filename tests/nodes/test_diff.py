@@ -33,6 +33,12 @@ def test_diff_says_what_is_to_be_done(observed: tuple[Observed, ...], action: st
     assert steps[SPEC.node, SPEC.name] == action
 
 
+def test_engine_that_the_watchdog_stopped_is_started_for_that_reason() -> None:
+    """``up`` is a person's wish, so it may start again (when memory allows); the reason is told."""
+    (step,) = diff((SPEC,), (found(running=False, exit_code=143, restart="no"),))
+    assert (step.action, step.why) == ("start", "its node's watchdog stopped it for memory")
+
+
 def test_stops_come_before_starts() -> None:
     """Memory is freed before it is asked for."""
     old = Observed("lmtower-old", "old", "spark", "x", True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from lmtower.nodes.drivers.docker import DockerDriver
 from lmtower.nodes.drivers.external import ExternalDriver
 from lmtower.nodes.drivers.process import ProcessDriver
 from lmtower.nodes.http import listens, request
+from lmtower.processes import identity, this_process
 from tests.fakes.driver import RecordingDriver
 from tests.integration.conftest import dockerd as dockerd
 from tests.integration.dockerd import IMAGE, Dockerd, host_mounts
@@ -219,6 +222,49 @@ async def test_follow_begins_with_the_last_lines(world: World) -> None:
         async for line in lines:
             if "starts" in line or "run by somebody else" in line:
                 break
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., None]:
+    """Writes the state of an engine as another tower process of this data folder would."""
+
+    def write(pid: int, began: str, tower: dict[str, object], node: str = "local", port: int = 1) -> None:
+        state = {"engine": "one", "node": node, "spec_hash": "x", "port": port, "pid": pid, "began": began}
+        (tmp_path / "engines").mkdir(exist_ok=True)
+        (tmp_path / "engines/lmtower-one.json").write_text(json.dumps({**state, "tower": tower}))
+
+    return write
+
+
+async def test_only_a_running_engine_of_a_running_tower_is_observed(
+    tmp_path: Path, written: Callable[..., None]
+) -> None:
+    """Pids are given out again: a stranger that has the engine's, or the tower's, is not taken for ours."""
+    driver, here = ProcessDriver("local", tmp_path, dict(os.environ)), this_process()
+    stale = {"pid": os.getpid(), "began": "an-earlier-boot 1"}
+    written(os.getpid(), str(here["began"]), here)
+    assert [each.name for each in await driver.observe()] == ["lmtower-one"]
+    written(os.getpid(), "an-earlier-boot 1", here)
+    assert await driver.observe() == ()
+    written(os.getpid(), str(here["began"]), stale)
+    assert await driver.observe() == ()
+    written(os.getpid(), str(here["began"]), here, node="another")
+    assert await driver.observe() == ()
+    (tmp_path / "engines/lmtower-one.json").write_text('{"engine": "one", "pid": 1}')
+    assert await driver.observe() == ()
+
+
+async def test_start_ends_what_a_killed_tower_left(tmp_path: Path, written: Callable[..., None]) -> None:
+    """The port is still held by the engine of a tower that was killed a moment ago: it goes first."""
+    spec = _spec()
+    orphan = await asyncio.create_subprocess_exec(*spec.argv, start_new_session=True)
+    written(orphan.pid, str(identity(orphan.pid)), {"pid": 1, "began": "gone"}, port=spec.port)
+    driver = ProcessDriver("local", tmp_path, dict(os.environ))
+    await driver.start(spec)
+    assert await orphan.wait() == -signal.SIGTERM
+    (found,) = await driver.observe()
+    assert found.pid != orphan.pid
+    await driver.close()
 
 
 async def test_version_of_an_image_that_is_not_there_is_unknown(world: World) -> None:

@@ -37,6 +37,14 @@ def test_card_that_tells_nothing_is_unknown() -> None:
     assert free_on_card("100\n200\n") == 200 * 1024**2
 
 
+@pytest.mark.parametrize(
+    ("devices", "free"), [((0,), 100), ((1,), 200), ((0, 1), 100), ((1, 2), None), ((3,), None), ((), 200)]
+)
+def test_card_is_asked_for_the_engines_own_gpus(devices: tuple[int, ...], free: int | None) -> None:
+    """The fullest of them counts: a rank on each must fit. A GPU that does not tell makes the answer unknown."""
+    assert free_on_card("100\n200\n[N/A]\n", devices) == (None if free is None else free * 1024**2)
+
+
 async def test_settle_waits_until_memory_stands_still() -> None:
     """A container that has just stopped gives its memory back slowly."""
     values = iter([90 * GIB, 95 * GIB, 100 * GIB, 110 * GIB, 111 * GIB, *[111 * GIB] * 9])

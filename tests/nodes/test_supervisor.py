@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from lmtower.errors import EngineError, NodeError
 from lmtower.nodes.drivers.process import ProcessDriver
 from lmtower.nodes.http import request
 from lmtower.nodes.supervisor import EngineStatus, Supervisor
+from tests.fakes.driver import RecordingDriver
 
 Make = Callable[..., LaunchSpec]
 
@@ -70,12 +73,76 @@ async def test_start_of_an_engine_that_never_answers_gives_up(driver: ProcessDri
 
 
 async def test_start_on_a_taken_port_is_refused(supervisor: Supervisor, fake_spec: Make) -> None:
-    """A stranger on the port would answer in the engine's place, so the engine is not even started."""
+    """A stranger on the port would answer in the engine's place, so the engine is not even started; it is named."""
+    who = rf"\S+ \(process {os.getpid()}\)" if shutil.which("ss") else "another program"
     with (
         socket.create_server(("127.0.0.1", 0)) as stranger,
-        pytest.raises(EngineError, match="is taken by another program"),
+        pytest.raises(
+            EngineError, match=rf"is taken by {who}\. Stop that program, or write another engines\.one\.port"
+        ),
     ):
         await supervisor.launch(fake_spec(port=stranger.getsockname()[1]))
+
+
+async def test_stranger_who_comes_while_the_engine_loads_is_not_taken_for_it(
+    supervisor: Supervisor, driver: ProcessDriver, fake_spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port was free when it was looked at; then another model answers there. That is told, and ours is stopped."""
+    mine = replace(fake_spec("one", "--deaf"), served_model="mine")
+    stranger = ProcessDriver("local", driver.log_path("x").parents[1] / "stranger", dict(os.environ))
+    start = driver.start
+
+    async def start_late(spec: LaunchSpec) -> None:
+        await stranger.start(fake_spec("other", "--serves", "theirs", port=spec.port))
+        await start(spec)
+
+    monkeypatch.setattr(driver, "start", start_late)
+    with pytest.raises(
+        EngineError, match=rf"port {mine.port} answers for \['theirs'\], not for 'mine'; it is taken by"
+    ):
+        await supervisor.launch(mine)
+    assert await driver.observe() == ()
+    await stranger.close()
+
+
+async def test_engine_that_lists_its_model_is_ready(supervisor: Supervisor, fake_spec: Make) -> None:
+    """What every real engine does."""
+    await supervisor.launch(replace(fake_spec("one", "--serves", "mine"), served_model="mine"))
+    assert supervisor.statuses()[0].state == "ready"
+
+
+async def test_engine_that_its_node_stopped_on_purpose_stays_stopped(fake_spec: Make) -> None:
+    """It ended, and somebody took its restart policy away: no crash, so no restart until a person starts it."""
+    driver, changes = RecordingDriver(), Changes()
+    supervisor = Supervisor({"local": driver}, on_change=changes, watch_seconds=0.01)
+    spec = fake_spec(health_path=None)
+    await supervisor.launch(spec)
+    driver.policies[spec.name] = "no"
+    driver.end(spec.name, 143)
+    await changes.until("stopped")
+    await asyncio.sleep(0.1)
+    (status,) = supervisor.statuses()
+    assert (status.state, status.restarts) == ("stopped", 0)
+    assert "its watchdog stopped it for memory" in status.detail
+    assert "lmtower restart one" in status.detail
+    await supervisor.start("one")
+    assert supervisor.statuses()[0].state == "ready"
+    await supervisor.close()
+
+
+async def test_engine_that_a_person_starts_on_its_node_is_ready_again(fake_spec: Make) -> None:
+    """``docker start`` by hand: the watch finds it, and it serves again; one with other flags is not it."""
+    driver, changes = RecordingDriver(), Changes()
+    supervisor = Supervisor({"local": driver}, on_change=changes, watch_seconds=0.01)
+    spec = fake_spec(health_path=None)
+    supervisor.adopt(spec, "failed", "it did not fit")
+    await driver.start(fake_spec(env={"OTHER": "1"}, health_path=None))
+    await asyncio.sleep(0.1)
+    assert supervisor.statuses()[0].detail == "it did not fit"
+    await driver.start(spec)
+    await changes.until("ready")
+    assert [status.state for status in changes.seen] == ["failed", "starting", "ready"]
+    await supervisor.close()
 
 
 async def test_crash_is_followed_by_a_restart(driver: ProcessDriver, fake_spec: Make) -> None:

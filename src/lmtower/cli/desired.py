@@ -136,19 +136,31 @@ def needs_of(wanted: Desired) -> dict[str, Need]:
     facts = {node.facts.name: node.facts for node in wanted.plan.nodes}
     needs = {}
     for name, row in wanted.rows.items():
-        reserve = max((facts[node].reserve for node in row.nodes if node in facts), default=0)
+        reserve = max((facts[node].reserve for node in row.nodes if node in facts), default=_written(wanted.tower, row))
         warm = (*shape_requests(row), *prefix_requests(wanted.tower, row))
         computed = row if row.weights_bytes else None
         needs[name] = Need(row.total_bytes, reserve, warm, computed, warm_later=row.runtime == "llamacpp")
     return needs
 
 
-def probes_of(wanted: Desired) -> dict[str, MemoryProbe]:
-    """How each planned node is asked for its free memory. Nodes that were not planned are not asked."""
+def _written(tower: Tower, row: EnginePlan) -> int:
+    """The reserve of nodes for which nothing is planned."""
+    return max((tower.nodes[node].reserve or 0 for node in row.nodes if node in tower.nodes), default=0)
+
+
+def probes_of(wanted: Desired) -> dict[tuple[str, str], MemoryProbe]:
+    """How free memory is asked for, by node and engine: on the engine's own GPUs, or on the machine.
+
+    Nodes for which nothing is planned are asked where the file writes a reserve.
+    """
     from lmtower.nodes.memory import probe_of
 
-    return {
-        node.facts.name: probe_of(wanted.tower.nodes[node.facts.name].address, card=not node.facts.unified)
-        for node in wanted.plan.nodes
-        if node.facts.name in wanted.tower.nodes
-    }
+    facts = {node.facts.name: node.facts for node in wanted.plan.nodes}
+    probes = {}
+    for spec in wanted.specs:
+        node, planned = wanted.tower.nodes.get(spec.node), facts.get(spec.node)
+        if node is not None and (planned is not None or node.reserve):
+            card = planned is not None and not planned.unified
+            devices = wanted.rows[spec.engine].devices
+            probes[spec.node, spec.engine] = probe_of(node.address, card=card, devices=devices)
+    return probes

@@ -138,6 +138,12 @@ class Fleet:
                 found[status.spec.engine] = (status.state, status.detail)
         return found
 
+    def absent(self, url: str) -> bool:
+        """Whether the engine of this URL failed or was stopped: then somebody else answers there, if anybody does."""
+        return any(
+            status.spec.url == url and status.state in ("failed", "stopped") for status in self._supervisor.statuses()
+        )
+
     async def close(self) -> None:
         """Stop every child; containers stay."""
         for task in self._priming:

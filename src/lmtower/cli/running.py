@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmtower.cli.globals import Globals
 from lmtower.errors import AdminError
+from lmtower.processes import runs
 
 if TYPE_CHECKING:
     from lmtower.config import Loaded
@@ -23,10 +23,9 @@ def running_tower(data_dir: Path) -> dict[str, Any] | None:
     """What the tower of this data folder wrote down, if it still runs."""
     try:
         state: dict[str, Any] = json.loads((data_dir / "tower.json").read_text("utf-8"))
-        os.kill(int(state["pid"]), 0)
+        return state if runs(int(state["pid"]), str(state["began"])) else None
     except (OSError, ValueError, KeyError):
         return None
-    return state
 
 
 def change_running_tower(options: Globals, loaded: Loaded, *, yes: bool) -> int:

@@ -46,6 +46,10 @@ class EngineControl(Protocol):
         """Engine -> its state and why, as whoever starts and stops it knows."""
         ...
 
+    def absent(self, url: str) -> bool:
+        """Whether the engine of this URL is known not to run: whoever answers there is a stranger."""
+        ...
+
 
 class Admin:
     """Answers the admin listener."""

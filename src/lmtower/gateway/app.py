@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import os
 import signal
 import ssl
 import time
@@ -32,6 +31,7 @@ from lmtower.gateway.status import tower_state
 from lmtower.gateway.upstreams import Upstream
 from lmtower.ledger import Ledger, UsageRecord
 from lmtower.logs import get_logger
+from lmtower.processes import this_process
 from lmtower.telemetry.families import RELOADS
 from lmtower.telemetry.lag import LoopLag
 from lmtower.telemetry.metrics import Metrics
@@ -77,6 +77,7 @@ class Gateway:
         )
         self.watch = Watch(self.clock, self._live_engines)
         self.draining = False
+        self._absent = _nothing_is_known if control is None else control.absent
         self._configure = configure
         self._files: dict[Path, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -165,7 +166,7 @@ class Gateway:
             if kept is not None and kept.upstreams == upstreams:
                 engines[name] = kept
             elif upstreams:
-                engines[name] = Engine(upstreams, self.clock)
+                engines[name] = Engine(upstreams, self.clock, self._absent)
         self._files = {path: _changed_at(path) for path in configuration.files}
         tower = configuration.tower
         self.ledger.configure(tower.limits, {name: p.limits for name, p in tower.personas.items()})
@@ -265,10 +266,15 @@ def _changed_at(path: Path) -> float:
         return 0.0
 
 
+def _nothing_is_known(url: str) -> bool:
+    """Nobody here starts engines: whoever answers is the engine."""
+    return False
+
+
 def _write_state(data_dir: Path, listen: tuple[str, int], admin: tuple[str, int], stores: str) -> None:
     """Tell the CLI where this tower is."""
     state = {
-        "pid": os.getpid(),
+        **this_process(),
         "listen": f"{listen[0]}:{listen[1]}",
         "admin": f"{admin[0]}:{admin[1]}",
         "stores": stores,

@@ -82,9 +82,13 @@ class Replica:
 
 
 class Engine:
-    """The replicas of one engine and the slots that they share."""
+    """The replicas of one engine and the slots that they share. ``absent`` tells of a URL whether whoever answers
+    there is a stranger, because the engine is known not to run.
+    """
 
-    def __init__(self, upstreams: Sequence[Upstream], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, upstreams: Sequence[Upstream], clock: Callable[[], float], absent: Callable[[str], bool]
+    ) -> None:
         self.name = upstreams[0].engine
         self.upstreams = tuple(upstreams)
         self.replicas = tuple(Replica(upstream) for upstream in upstreams)
@@ -92,6 +96,7 @@ class Engine:
         self.bytes_per_token = 4.0
         """Learned from finished requests; estimates the input of those that were cancelled before usage came."""
         self._clock = clock
+        self._absent = absent
         self._checks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -144,7 +149,8 @@ class Engine:
     async def _watch(self, replica: Replica) -> None:
         misses = 0
         while True:
-            if await replica.check():
+            absent = self._absent(replica.upstream.url)
+            if not absent and await replica.check():
                 misses = 0
                 if not replica.healthy:
                     log.info("engine ready", engine=self.name, replica=replica.upstream.replica)
@@ -152,7 +158,7 @@ class Engine:
                 replica.healthy = True
                 replica.circuit.succeeded()
             else:
-                misses += 1
+                misses += 2 if absent else 1
                 if replica.healthy and misses >= 2:
                     log.warning("engine lost", engine=self.name, replica=replica.upstream.replica)
                 if misses >= 2:

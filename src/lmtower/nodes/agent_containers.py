@@ -56,7 +56,10 @@ class Containers:
         return held
 
     def stop(self, engine: str) -> bool:
-        """Stop the engine's containers with little grace: memory is wanted now."""
+        """Stop the engine's containers with little grace: memory is wanted now.
+
+        Their restart policy is taken away first, which tells every tower that this was no crash.
+        """
         found = [container for container in self._list() if container.labels[LABEL_ENGINE] == engine]
         done = [self._stopped(container) for container in found]
         return bool(done) and all(done)
@@ -65,6 +68,7 @@ class Containers:
         from docker.errors import DockerException
 
         try:
+            container.update(restart_policy={"Name": "no"})
             container.stop(timeout=3)
         except (DockerException, OSError) as error:
             log.error("watchdog.stop_failed", container=container.id[:12], error=str(error))

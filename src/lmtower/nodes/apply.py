@@ -71,7 +71,7 @@ class Outcome:
 
 
 class Apply:
-    """One run of ``lmtower up``. ``needs`` and ``probes`` are by engine and by node; what lacks is not checked."""
+    """One run of ``lmtower up``. ``needs`` are by engine, ``probes`` by node and engine; what lacks is not checked."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Apply:
         supervisor: Supervisor,
         *,
         needs: Mapping[str, Need],
-        probes: Mapping[str, MemoryProbe],
+        probes: Mapping[tuple[str, str], MemoryProbe],
         report: Callable[[Event], None],
         settle_memory: Settle = settle,
         tell_seconds: float = 3.0,
@@ -108,6 +108,8 @@ class Apply:
                 await (self._run_step(first) if len(group) == 1 else self._start_spanning(group))
             except TowerError as error:
                 outcome.failed[first.engine] = str(error)
+                if first.spec is not None:
+                    self._supervisor.adopt(first.spec, "failed", str(error))
                 self._report(Event(first.engine, first.node, "failed", str(error)))
             else:
                 if any(step.action in ("start", "replace") for step in group):
@@ -188,8 +190,8 @@ class Apply:
                 self._report(Event(spec.engine, spec.node, "warning", f"warm-up request failed: {problem}"))
 
     async def _sufficient_memory(self, step: Step, spec: LaunchSpec, need: Need) -> int | None:
-        probe = self._probes.get(step.node)
-        if probe is None or not need.memory_bytes:
+        probe = self._probes.get((step.node, step.engine))
+        if probe is None or not need.memory_bytes + need.reserve_bytes:
             return None
         with self._phase(step, "memory"):
             settled = await self._settle(probe)
@@ -200,19 +202,20 @@ class Apply:
             text = f"free memory still moves after {settled.seconds:.0f} s; something else is starting or stopping"
             self._report(Event(step.engine, step.node, "warning", text))
         if free < need.memory_bytes + need.reserve_bytes:
+            takes = f"it takes {need.memory_bytes / _GIB:.1f} GiB and " if need.memory_bytes else ""
             raise EngineError(
-                f"engine {spec.engine!r} was not started: it takes {need.memory_bytes / _GIB:.1f} GiB and "
+                f"engine {spec.engine!r} was not started: {takes}"
                 f"{need.reserve_bytes / _GIB:.1f} GiB stay reserved, but node {spec.node!r} has "
                 f"{free / _GIB:.1f} GiB free. Stop what else runs there, or make the engine smaller: lmtower plan"
             )
-        return free
+        return free if need.memory_bytes else None
 
     async def _compare_memory(self, step: Step, before: int | None) -> None:
         """Tell what the engine really took, and warn when that is more than the plan says."""
         need = self._needs.get(step.engine, Need())
         if before is None:
             return
-        after = await self._probes[step.node]()
+        after = await self._probes[step.node, step.engine]()
         if after is None:
             return
         taken = before - after

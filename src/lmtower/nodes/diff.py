@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmtower.engines.spec import LaunchSpec
-from lmtower.nodes.drivers.base import Observed
+from lmtower.nodes.drivers.base import Observed, stopped_on_purpose
 
 Action = Literal["start", "stop", "replace", "keep"]
 
@@ -47,6 +47,8 @@ def diff(desired: Sequence[LaunchSpec], observed: Sequence[Observed]) -> tuple[S
 def _step(spec: LaunchSpec, found: Observed | None) -> Step:
     if found is None:
         return Step("start", spec.engine, spec.node, spec.name, "not there yet", spec)
+    if stopped_on_purpose(spec, found):
+        return Step("start", spec.engine, spec.node, spec.name, "its node's watchdog stopped it for memory", spec)
     if not found.running and not found.returns:
         return Step("start", spec.engine, spec.node, spec.name, f"it ended (exit {found.exit_code})", spec)
     if found.spec_hash != spec.spec_hash:

@@ -8,12 +8,11 @@ wrong numbers: so memory is polled until it stands still.
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from lmtower.nodes.reach import ssh_output
+from lmtower.nodes.reach import output
 from lmtower.plan.measured import COMMAND, Measured, parse
 
 MemoryProbe = Callable[[], Awaitable[int | None]]
@@ -38,12 +37,12 @@ class Settled:
     still: bool
 
 
-def probe_of(address: str, *, card: bool) -> MemoryProbe:
-    """The probe of a node: ``card`` for a GPU with memory of its own, else the machine's memory."""
+def probe_of(address: str, *, card: bool, devices: tuple[int, ...] = ()) -> MemoryProbe:
+    """The probe of an engine's place: ``card`` for GPUs with memory of their own, else the machine's memory."""
 
     async def probe() -> int | None:
-        text = await _output(address, _CARD if card else ("cat", _MEMINFO))
-        return free_on_card(text) if card else mem_available(text)
+        text = await output(address, _CARD if card else ("cat", _MEMINFO))
+        return free_on_card(text, devices) if card else mem_available(text)
 
     return probe
 
@@ -57,10 +56,15 @@ def mem_available(meminfo: str) -> int | None:
     return None
 
 
-def free_on_card(csv: str) -> int | None:
-    """Free bytes of the emptiest GPU that ``nvidia-smi`` printed. None on ``[N/A]`` (GB10 says so)."""
-    values = [line.strip() for line in csv.splitlines() if line.strip().isdigit()]
-    return max(int(value) for value in values) * 1024**2 if values else None
+def free_on_card(csv: str, devices: tuple[int, ...] = ()) -> int | None:
+    """Free bytes of the fullest of these GPUs, or of the emptiest of all. None on ``[N/A]`` (GB10 says so)."""
+    values = [int(line) if line.strip().isdigit() else None for line in csv.splitlines() if line.strip()]
+    known = [value for value in values if value is not None]
+    if not devices:
+        return max(known) * 1024**2 if known else None
+    chosen = [values[index] if index < len(values) else None for index in devices]
+    seen = [value for value in chosen if value is not None]
+    return min(seen) * 1024**2 if len(seen) == len(devices) else None
 
 
 async def settle(
@@ -88,7 +92,7 @@ async def settle(
 
 async def look_at(address: str) -> Measured | None:
     """What the node has: memory, GPUs, processor. None when it does not answer."""
-    return parse(await _output(address, ("sh", "-c", COMMAND)))
+    return parse(await output(address, ("sh", "-c", COMMAND)))
 
 
 async def settled_look(address: str, expected_bytes: int | None = None) -> Measured | None:
@@ -109,17 +113,3 @@ async def settled_look(address: str, expected_bytes: int | None = None) -> Measu
         still = 0 if after.free_bytes > look.free_bytes + _RISING_BYTES else still + 1
         look = after
     return look
-
-
-async def _output(address: str, command: tuple[str, ...]) -> str:
-    if address != "local":
-        _, text, _ = await ssh_output(address, shlex.join(command))
-        return text
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-    except FileNotFoundError:
-        return ""
-    text_bytes, _ = await process.communicate()
-    return text_bytes.decode("utf-8", "replace")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import re
+import shlex
 from asyncio.subprocess import DEVNULL, PIPE
 from urllib.parse import urlsplit
 
@@ -59,6 +61,27 @@ def ssh_target(address: str) -> str:
     parts = urlsplit(address)
     target = f"{parts.username}@{parts.hostname}" if parts.username else str(parts.hostname)
     return f"{target} -p {parts.port}" if parts.port else target
+
+
+async def occupant(address: str, port: int) -> str:
+    """Who listens on a port of a node: ``python3 (process 123)``; ``another program`` when it does not tell."""
+    said = await output(address, ("ss", "-Hltnp", f"sport = :{port}"))
+    # LISTEN 0 5 127.0.0.1:8100 0.0.0.0:* users:(("python3",pid=123,fd=3))
+    found = re.search(r'users:\(\("([^"]+)",pid=(\d+)', said)
+    return f"{found[1]} (process {found[2]})" if found else "another program"
+
+
+async def output(address: str, command: tuple[str, ...]) -> str:
+    """Standard output of a command on a node (``local`` or ``ssh://``); empty when it cannot be run."""
+    if address != "local":
+        _, text, _ = await ssh_output(address, shlex.join(command))
+        return text
+    try:
+        process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+    except FileNotFoundError:
+        return ""
+    text_bytes, _ = await process.communicate()
+    return text_bytes.decode("utf-8", "replace")
 
 
 async def ssh(address: str, command: str, timeout_seconds: float = 15.0) -> tuple[int | None, str]:

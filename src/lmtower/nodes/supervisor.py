@@ -8,9 +8,11 @@
 
 Theory of operation. ``launch`` runs one engine and waits until it answers; a failure is explained by its log and
 leaves nothing behind. Once ready, a watch of the drivers sees an engine that ended or no longer answers. A
-container with a restart policy of its own comes back by itself: it is ``starting`` until it answers. Everything
-else is started again after a pause that doubles with each crash and is forgotten after a quiet time. All starts go
-through one lock per node, because two engines that load at once mis-measure each other's memory.
+container with a restart policy of its own comes back by itself: it is ``starting`` until it answers. One whose policy
+was taken away on its node was stopped there on purpose: it is ``stopped``, and stays so until somebody starts it,
+here or there. Everything else is started again after a pause that doubles with each crash and is forgotten after a
+quiet time. All starts go through one lock per node, because two engines that load at once mis-measure each other's
+memory.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError, TowerError
 from lmtower.nodes.drivers import Driver, Observed
-from lmtower.nodes.http import healthy, listens
+from lmtower.nodes.drivers.base import stopped_on_purpose
+from lmtower.nodes.http import healthy, listens, request
 
 State = Literal["stopped", "starting", "ready", "draining", "failed"]
 _FIRST_PAUSE_SECONDS = 0.5
@@ -117,9 +120,9 @@ class Supervisor:
             if self._status[key].state in ("stopped", "failed"):
                 await self.launch(self._status[key].spec)
 
-    def adopt(self, spec: LaunchSpec, state: State = "ready") -> None:
-        """Watch an engine that runs already."""
-        self._set(spec, state)
+    def adopt(self, spec: LaunchSpec, state: State = "ready", detail: str = "") -> None:
+        """Watch an engine that runs already, or know of one that could not be started."""
+        self._set(spec, state, detail)
         self._ensure_watch()
 
     async def stop(self, engine: str) -> None:
@@ -202,7 +205,10 @@ class Supervisor:
                 found = await _find(driver, spec)
                 if found is None or not found.running or found.restarts:
                     await self._raise_ended(spec, driver, found, time.monotonic() - begun)
-                if spec.health_path is None or await healthy(spec.url, spec.health_path, spec.api_key):
+                if spec.health_path is None:
+                    return
+                if await healthy(spec.url, spec.health_path, spec.api_key):
+                    await _check_model(spec, driver)
                     return
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 1.3)
@@ -227,7 +233,7 @@ class Supervisor:
             await asyncio.sleep(self._watch_seconds)
             for key, status in list(self._status.items()):
                 lock = self._lock(status.spec.node)
-                if status.state in ("ready", "starting") and key not in self._restarts and not lock.locked():
+                if status.state != "draining" and key not in self._restarts and not lock.locked():
                     # under the lock: an engine that is being replaced right now must not look like a crashed one
                     async with lock:
                         await self._check(key, self._status[key])
@@ -237,14 +243,20 @@ class Supervisor:
             await self._look(key, status)
         except TowerError as error:
             # A cut link says nothing about the engine; the gateway's own checks see whether it still answers.
-            self._set(status.spec, status.state, str(error))
+            if status.state in ("ready", "starting"):
+                self._set(status.spec, status.state, str(error))
 
     async def _look(self, key: tuple[str, str], status: EngineStatus) -> None:
         spec = status.spec
         driver = self._drivers[spec.node]
         found = await _find(driver, spec)
-        if found is not None and found.returns:
+        if status.state in ("stopped", "failed"):
+            if found is not None and found.running and found.spec_hash == spec.spec_hash:
+                self._set(spec, "starting", "it was started on its node")
+        elif found is not None and found.returns:
             self._set(spec, "starting", "it ended and is being restarted by its node")
+        elif found is not None and stopped_on_purpose(spec, found):
+            self._set(spec, "stopped", _stopped_there(spec))
         elif found is None or not found.running:
             log = await driver.logs(spec.name) if found else ""
             code = found.exit_code if found else None
@@ -320,9 +332,32 @@ async def _make_way(driver: Driver, spec: LaunchSpec) -> None:
     await driver.stop(spec.name)
     if spec.port and await listens(spec.host, spec.port):
         raise EngineError(
-            f"engine {spec.engine!r} on node {spec.node!r} was not started: port {spec.port} is taken by another "
-            f"program. Stop that program, or write another engines.{spec.engine}.port"
+            f"engine {spec.engine!r} on node {spec.node!r} was not started: port {spec.port} is taken by "
+            f"{await driver.occupant(spec.port)}. Stop that program, or write another engines.{spec.engine}.port"
         )
+
+
+async def _check_model(spec: LaunchSpec, driver: Driver) -> None:
+    """Raise EngineError when another model answers: somebody took the port between our look and the engine's bind."""
+    answer = await request(spec.url, "/v1/models", key=spec.api_key)
+    listed = answer.json() if answer is not None else None
+    if not spec.served_model or not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        return
+    names = [each.get("id") for each in listed["data"] if isinstance(each, dict)]
+    if spec.served_model not in names:
+        await driver.stop(spec.name)
+        raise EngineError(
+            f"engine {spec.engine!r} on node {spec.node!r} was stopped: port {spec.port} answers for {names}, not for "
+            f"{spec.served_model!r}; it is taken by {await driver.occupant(spec.port)}. Stop that program, or write "
+            f"another engines.{spec.engine}.port"
+        )
+
+
+def _stopped_there(spec: LaunchSpec) -> str:
+    return (
+        f"node {spec.node!r}: its watchdog stopped it for memory, and it stays stopped. When there is room again: "
+        f"lmtower restart {spec.engine}"
+    )
 
 
 def _never_healthy(spec: LaunchSpec, seconds: float, log: str) -> str:

@@ -32,6 +32,15 @@ class Observed:
     """It ended, and the node itself is about to start it again."""
     restarts: int = 0
     """How often the node itself has started it again."""
+    restart: str = ""
+    """The restart policy that the node has for it now."""
+
+
+def stopped_on_purpose(spec: LaunchSpec, found: Observed) -> bool:
+    """It ended because somebody on the node wanted it to: the watchdog takes the restart policy away before it stops
+    an engine (``docker update --restart no``), so that whoever looks later knows, a tower that was away included.
+    """
+    return not found.running and found.restart == "no" and spec.restart != "no"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,10 @@ class Driver(Protocol):
 
     async def version(self, image: str) -> str | None:
         """The version of vLLM in an image, or under a Python of the node; None: not there, or it does not tell."""
+        ...
+
+    async def occupant(self, port: int) -> str:
+        """Who listens on a port of the node, in words: ``python3 (process 123)``, or ``another program``."""
         ...
 
     async def close(self) -> None:

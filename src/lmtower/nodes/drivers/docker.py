@@ -21,7 +21,7 @@ from lmtower.engines.spec import LABEL_ENGINE, LABEL_PORT, LABEL_SPEC, LaunchSpe
 from lmtower.errors import EngineError, NodeError
 from lmtower.nodes.drivers.base import VERSION_PROGRAM, Observed, Progress, Report, parse_version
 from lmtower.nodes.fetch import fetch_command, needs_weights, parse_progress
-from lmtower.nodes.reach import explain_unreachable
+from lmtower.nodes.reach import explain_unreachable, occupant
 from lmtower.nodes.tunnel import DOCKER_SOCKET, Tunnel
 
 if TYPE_CHECKING:
@@ -172,6 +172,10 @@ class DockerDriver:
 
         return await self._ask(act)
 
+    async def occupant(self, port: int) -> str:
+        """The node is asked, over ssh where it is another machine."""
+        return await occupant(self._address, port)
+
     async def close(self) -> None:
         """Close the connection; containers stay."""
         if self._client is not None:
@@ -239,6 +243,7 @@ class DockerDriver:
             pid=state.get("Pid") or None,
             returns=bool(state.get("Restarting")),
             restarts=int(container.attrs.get("RestartCount", 0)),
+            restart=container.attrs["HostConfig"]["RestartPolicy"]["Name"],
         )
 
 

@@ -52,6 +52,10 @@ class ExternalDriver:
         """Whoever runs it knows."""
         return None
 
+    async def occupant(self, port: int) -> str:
+        """Nothing is started here, so no port has to be free."""
+        return "another program"
+
     async def close(self) -> None:
         """There is no connection to let go of."""
 

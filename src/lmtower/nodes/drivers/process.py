@@ -18,15 +18,19 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LaunchSpec
 from lmtower.errors import EngineError
 from lmtower.nodes.drivers.base import VERSION_PROGRAM, Observed, Progress, Report, parse_version
 from lmtower.nodes.fetch import fetch_command, needs_weights, parse_progress
+from lmtower.nodes.reach import occupant
 from lmtower.nodes.tail import follow_file, last_lines
+from lmtower.processes import identity, runs, this_process
 
 _LOG_LIMIT_BYTES = 32 * 1024**2
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -77,12 +81,22 @@ class ProcessDriver:
             except OSError as error:
                 raise EngineError(f"engine {spec.engine!r}: cannot run {argv[0]!r}: {error.strerror}") from error
         self._children[spec.name] = _Child(spec, process)
-        state = {"engine": spec.engine, "spec_hash": spec.spec_hash, "port": spec.port, "pid": process.pid}
-        (self._state_dir / f"{spec.name}.json").write_text(json.dumps(state), "utf-8")
+        state = {
+            "engine": spec.engine,
+            "node": self.node,
+            "spec_hash": spec.spec_hash,
+            "port": spec.port,
+            "pid": process.pid,
+            "began": identity(process.pid),
+            "tower": this_process(),
+        }
+        self._state_path(spec.name).write_text(json.dumps(state), "utf-8")
 
     async def stop(self, name: str, grace_seconds: float = 30.0) -> None:
         """SIGTERM, then after the grace SIGKILL to the whole process group."""
         child = self._children.pop(name, None)
+        if child is None:
+            await self._end_orphan(name, grace_seconds)
         if child is not None and child.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.process.terminate()
@@ -92,7 +106,7 @@ class ProcessDriver:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.process.pid, signal.SIGKILL)
                 await child.process.wait()
-        (self._state_dir / f"{name}.json").unlink(missing_ok=True)
+        self._state_path(name).unlink(missing_ok=True)
 
     async def wait(self, name: str) -> int:
         """Wait until the child ends. Returns its exit code. Raises KeyError when it is not ours."""
@@ -136,6 +150,10 @@ class ProcessDriver:
         out, _ = await process.communicate()
         return parse_version(out.decode("utf-8", "replace"))
 
+    async def occupant(self, port: int) -> str:
+        """This machine is asked."""
+        return await occupant("local", port)
+
     async def close(self) -> None:
         """End all children."""
         await asyncio.gather(*(self.stop(name) for name in list(self._children)))
@@ -143,6 +161,23 @@ class ProcessDriver:
     def log_path(self, name: str) -> Path:
         """The log file of an engine."""
         return self._log_dir / f"{name}.log"
+
+    def _state_path(self, name: str) -> Path:
+        return self._state_dir / f"{name}.json"
+
+    async def _end_orphan(self, name: str, grace_seconds: float) -> None:
+        """What a tower left that was killed: its end of the pipe is closed, so it is about to end by itself."""
+        state = _state(self._state_path(name))
+        if state is None or not runs(state["pid"], state["began"]):
+            return
+        for number, longest in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, grace_seconds)):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(state["pid"], number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(longest):
+                    while runs(state["pid"], state["began"]):  # noqa: ASYNC110 - no child of ours: nothing to await
+                        await asyncio.sleep(_LOOK_SECONDS)
+                return
 
     def _observed(self, name: str, child: _Child) -> Observed:
         code = child.process.returncode
@@ -165,9 +200,19 @@ def leashed(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_state(path: Path, node: str) -> Observed | None:
-    try:
-        state = json.loads(path.read_text("utf-8"))
-        os.kill(state["pid"], 0)
-    except (OSError, ValueError, KeyError):
+    """An engine of another tower process; None when either has ended: without its tower an engine ends, too."""
+    state = _state(path)
+    if state is None or state["node"] != node:
+        return None
+    if not runs(state["tower"]["pid"], state["tower"]["began"]) or not runs(state["pid"], state["began"]):
         return None
     return Observed(path.stem, state["engine"], node, state["spec_hash"], True, port=state["port"], pid=state["pid"])
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    """What was written down at the start; None when there is nothing, or another version of ours wrote it."""
+    try:
+        state: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if {"engine", "node", "spec_hash", "port", "pid", "began", "tower"} <= state.keys() else None
