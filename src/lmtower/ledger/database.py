@@ -30,6 +30,8 @@ class Database:
     """One database. Everything here blocks; the event loop calls it from a thread."""
 
     def __init__(self, url: str | None, data_dir: Path) -> None:
+        self.url = url
+        self.data_dir = data_dir
         self.sqlite_path = _sqlite_path(url, data_dir)
         self._url = _driver_url(url) if url and self.sqlite_path is None else None
         self._engine: Engine | None = None

@@ -81,7 +81,7 @@ def _batch(database: Database, segment: Path, done: Drained) -> bool:
 
     if not segment.stat().st_size:
         return False
-    with database.writing() as connection:
+    with journal.still(segment.parent), database.writing() as connection:
         offset = _locked_offset(connection, segment.name)
         if offset is None:
             return True  # look again: the segment should be gone

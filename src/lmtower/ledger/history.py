@@ -71,11 +71,11 @@ class History:
 def read(database: Database, folder: Path, now: float, *, day: bool = True, month: bool = True) -> History:
     """What limits need; ``day`` and ``month`` cost a scan of these and are left out when nothing is limited by them.
 
-    Blocks. Raises LedgerError.
+    Call it while the journal is ``still``: a record that moves into SQL meanwhile would count twice. Blocks. Raises
+    LedgerError.
     """
     uses: dict[tuple[str, str], Use] = {}
     begin = month_of(now)[0]
-    # The journal first: a record that another process drains in between counts twice rather than never.
     waiting = drain.pending(database, folder)
     _add_requests(database, uses, now)
     _add_booked(database, uses, now - MINUTE, None, 0.1)

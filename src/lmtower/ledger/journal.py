@@ -15,7 +15,8 @@ import os
 import secrets
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -131,6 +132,18 @@ class Journal:
 def segments(folder: Path) -> list[Path]:
     """All segments, oldest first."""
     return sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []
+
+
+@contextmanager
+def still(folder: Path) -> Iterator[None]:
+    """No record leaves the journal meanwhile, in whatever process. Blocks, at most for one batch of those who move."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder / "moving", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_complete(segment: Path) -> bool:

@@ -2,7 +2,8 @@
 
 ``find``, ``record`` and ``limits`` are for the event loop: memory and at most one ``write``, never SQL, never
 ``await``. ``start`` runs two background tasks: one looks for changed keys, one moves the journal into SQL; both
-work in threads of their own. Everything else (``create_key``, ``usage``, ...) blocks and is for the CLI or a thread.
+work in threads of their own, and moving in a process of its own when there is much to move (``mover``). Everything
+else (``create_key``, ``usage``, ...) blocks and is for the CLI or a thread.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from lmtower.config.types import Limits
@@ -21,13 +23,21 @@ from lmtower.ledger.accounts import kinds_of
 from lmtower.ledger.database import Database
 from lmtower.ledger.keys import KeyTable
 from lmtower.ledger.limits import LocalLimits
+from lmtower.ledger.mover import Mover
 from lmtower.ledger.report import Report
 from lmtower.ledger.types import Client, KeyRow, NewKey, UsageRecord
 from lmtower.logs import get_logger
 
 KEY_POLL_SECONDS = 0.4
 DRAIN_SECONDS = 0.5
+MANY_RECORDS = 250
+"""From here on a process of its own moves them: a thread would hold the event loop up for longer than 5 ms."""
+MOVER_SECONDS = 60.0
+"""How long that process stays without work."""
 RETRY_SECONDS = 5.0
+
+InThread = Callable[[Callable[[], None]], Awaitable[None]]
+"""Runs blocking work elsewhere."""
 
 
 class Ledger:
@@ -46,7 +56,8 @@ class Ledger:
         self._prepared = False
         self._limited: set[tuple[str, str]] = set()
         self._prepare_lock = threading.Lock()
-        self._drain_lock = threading.Lock()
+        self._mover = Mover(self._folder, database)
+        self._mover_used = 0.0
         self._drained = -journal.count(
             self._folder
         )  # of what this process wrote; what was there before counts below zero
@@ -146,7 +157,7 @@ class Ledger:
             return history.History({}, time.time())
         self._prepare()
         day, month = (any(kind == span for _, kind in wanted) for span in ("day", "month"))
-        with self._drain_lock:  # a record that moves from the journal into SQL meanwhile would be counted twice
+        with journal.still(self._folder):
             found = history.read(self._database, self._folder, time.time(), day=day, month=month)
         self.limits.history = found.fill
         return found
@@ -192,9 +203,7 @@ class Ledger:
         await self.limits.start()
         self._tasks = [
             asyncio.create_task(self._repeat(self._follow_keys, KEY_POLL_SECONDS, "keys_not_read"), name="ledger-keys"),
-            asyncio.create_task(
-                self._repeat(self._drain_if_needed, DRAIN_SECONDS, "journal_not_drained"), name="ledger-drain"
-            ),
+            asyncio.create_task(self._repeat(self._move, DRAIN_SECONDS, "journal_not_drained"), name="ledger-drain"),
         ]
 
     async def close(self) -> None:
@@ -205,6 +214,7 @@ class Ledger:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self._loop = None
+        await self._mover.close()
         await self.limits.close()
         await asyncio.to_thread(self.shut)
 
@@ -218,13 +228,13 @@ class Ledger:
             self._log.error("journal_not_drained", error=str(exc), records=self.lag_records)
         self._database.close()
 
-    async def _repeat(self, work: Callable[[], None], seconds: float, failure: str) -> None:
+    async def _repeat(self, work: Callable[[InThread], Awaitable[None]], seconds: float, failure: str) -> None:
         loop = asyncio.get_running_loop()
         failing = False
         with ThreadPoolExecutor(1, thread_name_prefix="ledger") as thread:
             while True:
                 try:
-                    await loop.run_in_executor(thread, work)
+                    await work(partial(loop.run_in_executor, thread))
                     if failing:
                         self._log.info(f"{failure}_recovered")
                     failing = False
@@ -235,16 +245,27 @@ class Ledger:
                     failing = True
                 if self._journal.waiting:
                     self._journal.flush()
-                await asyncio.sleep(RETRY_SECONDS if failing and work == self._drain_if_needed else seconds)
+                await asyncio.sleep(RETRY_SECONDS if failing and work == self._move else seconds)
 
-    def _follow_keys(self) -> None:
+    async def _follow_keys(self, in_thread: InThread) -> None:
+        await in_thread(self._read_keys)
+
+    def _read_keys(self) -> None:
         if self._prepared or (self._database.exists() and self._database.is_current()):
             self._prepared = True
             self._keys.refresh(self._database, self._follow_limits)
 
-    def _drain_if_needed(self) -> None:
-        if self.lag_records:
-            self.drain(self._stopping.is_set)
+    async def _move(self, in_thread: InThread) -> None:
+        """Move what the journal holds: a little in this process, much in the one that is there for it."""
+        if self.lag_records > MANY_RECORDS:
+            await in_thread(self._prepare)
+            began, written = time.time(), self._journal.written
+            self._moved(began, written, (await self._mover.move()).torn)
+            self._mover_used = began
+        elif self.lag_records:
+            await in_thread(lambda: self.drain(self._stopping.is_set))
+        if self._mover.running and time.time() - self._mover_used > MOVER_SECONDS:
+            await self._mover.close()
 
     # Blocking work
 
@@ -256,13 +277,18 @@ class Ledger:
 
     def drain(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Move the journal's records into SQL. Blocks. Raises LedgerError."""
-        with self._drain_lock:
-            began, written = time.time(), self._journal.written
-            self._prepare()
-            self.torn_records += drain.drain(self._database, self._folder, stop).torn
-            if not stop():
-                self._drained = written
-                self._pending_since = began if self._journal.written + self._journal.waiting > written else None
+        began, written = time.time(), self._journal.written
+        self._prepare()
+        torn = drain.drain(self._database, self._folder, stop).torn
+        if not stop():
+            self._moved(began, written, torn)
+
+    def _moved(self, began: float, written: int, torn: int) -> None:
+        """All of the first ``written`` records are in SQL; the round for them began at ``began``."""
+        self.torn_records += torn
+        if written >= self._drained:  # else another round that began later was done before
+            self._drained = written
+            self._pending_since = began if self._journal.written + self._journal.waiting > written else None
 
     def usage(self, by: Sequence[str] = ("client",), since: float | None = None, until: float | None = None) -> Report:
         """What was used from ``since`` to ``until``, journal included, grouped by columns of ``report.GROUPS``.
