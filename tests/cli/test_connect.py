@@ -66,6 +66,7 @@ def test_persona_that_suits_the_client_is_chosen() -> None:
         "query",
         "cam",
     )
+    assert (agent.fim_format, values_of(TOWER, "fim", "plan", "", "").fim_format) == ("qwen", "infer")
     assert (agent.base, agent.context) == ("http://127.0.0.1:9000", 200_000)
     assert (chat.persona, chat.base, chat.key) == ("plan", "http://h:1", "sk")
     assert values_of(TOWER, "fim", "plan", "", "").fim == "plan"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import http
-import json
 import socket
 import struct
 import time
@@ -20,6 +19,7 @@ import httptools
 
 from tests.fakes.answering import answer
 from tests.fakes.script import Disconnect, Request, Script
+from tests.fakes.shapes import compact, error
 
 if TYPE_CHECKING:
     from tests.fakes.engine import FakeEngine
@@ -119,12 +119,18 @@ class Connection(asyncio.Protocol):
                 await answer(self, request)
             except Died:
                 return
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as exc:
+                # a body that says something else than its protocol: vLLM's validation refuses it
+                if request.status:
+                    self.kill()
+                    return
+                await self.send(request, 400, error(f"1 validation error: {exc!r}"[:200], "Bad Request"))
             self._now = None
             engine.note(request.finish)
 
     async def send(self, request: Request, status: int, body: Any, script: Script | None = None) -> None:
         """A whole answer: a dict, list or string as JSON, bytes as they are."""
-        data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+        data = body if isinstance(body, bytes) else compact(body)
         kind = "text/plain; version=0.0.4; charset=utf-8" if request.route == "/metrics" else "application/json"
         self.begin(request, status, kind, len(data), script)
         if script and script.die_after is not None:

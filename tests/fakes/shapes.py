@@ -25,10 +25,14 @@ class Piece:
     tokens: int = 0
 
 
+def compact(value: Any) -> bytes:
+    """JSON as engines write it. Raises ValueError for what JSON cannot say."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
 def sse(value: Any, event: str | None = None) -> bytes:
-    data = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    head = f"event: {event}\n" if event else ""
-    return f"{head}data: {data}\n\n".encode()
+    data = value.encode() if isinstance(value, str) else compact(value)
+    return (f"event: {event}\n".encode() if event else b"") + b"data: " + data + b"\n\n"
 
 
 def error(message: str, kind: str = "BadRequestError", code: int = 400, param: str | None = None) -> Json:

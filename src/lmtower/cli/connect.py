@@ -48,6 +48,8 @@ class Values:
     persona: str
     fast: str
     fim: str
+    fim_format: str
+    """Zed's name of the autocomplete model's markup."""
     embed: str
     vision: str
     context: int
@@ -61,6 +63,7 @@ class Values:
             "@PERSONA@": self.persona,
             "@FAST@": self.fast,
             "@FIM@": self.fim,
+            "@FIM_FORMAT@": self.fim_format,
             "@EMBED@": self.embed,
             "@VISION@": self.vision,
             "@CONTEXT@": str(self.context),
@@ -76,6 +79,7 @@ EXAMPLE = Values(
     "nemotron-code",
     "nemotron-fast",
     "qwen2.5-coder",
+    "qwen",
     "nomic-embed-query",
     "qwen3-vl",
     200_000,
@@ -139,10 +143,26 @@ def values_of(tower: Tower, needs: str, persona: str, url: str, key: str) -> Val
         persona=chosen,
         fast=kinds["fast"],
         fim=kinds["fim"],
+        fim_format=_zed_format(tower.personas[kinds["fim"]].fim or ""),
         embed=kinds["embed"],
         vision=kinds["vision"],
         context=context or _engine_context(tower, tower.personas[chosen].engine),
     )
+
+
+_ZED_FORMATS = (
+    ("qwen", "qwen"),
+    ("starcoder", "star_coder"),
+    ("codellama", "code_llama"),
+    ("deepseek-coder", "deepseek_coder"),
+    ("codegemma", "code_gemma"),
+    ("codestral", "codestral"),
+)
+"""Family of a ``fim`` template -> ``prompt_format`` of Zed (EditPredictionPromptFormatContent, snake case)."""
+
+
+def _zed_format(family: str) -> str:
+    return next((name for start, name in _ZED_FORMATS if family.startswith(start)), "infer")
 
 
 def _first(tower: Tower, kind: str) -> str:
