@@ -181,6 +181,19 @@ def test_four_personas_send_four_bodies_for_one_request(monkeypatch: pytest.Monk
     assert len({json.dumps(row["body"], sort_keys=True) for row in shown}) == 4
 
 
+def test_explain_knows_the_runtime_and_what_never_reaches_an_engine(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """llama.cpp takes any number of stop strings, vLLM four; a warm-up request is answered by the gateway."""
+    stops = json.dumps({"messages": [{"role": "user", "content": "hi"}], "stop": list("abcdef")}).encode()
+    body = _explain(monkeypatch, capsys, "fast", stops)["body"]
+    assert isinstance(body, dict)
+    assert body["stop"] == list("abcdef")
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b'{"n_predict": 0}')))
+    assert main(["explain", "fast", "--protocol", "infill", "-c", LAPTOP]) == 0
+    assert capsys.readouterr().out.startswith("no engine is asked")
+
+
 def test_explain_refuses_what_the_gateway_would_refuse(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """A broken request is named with the status that a client would see."""
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"{")))

@@ -27,10 +27,10 @@ def explain(
     if session:
         _session(ctx.obj, session)
         return
-    from lmtower import recipes
     from lmtower.cli.upstreams import upstreams_of
+    from lmtower.gateway.snapshot import compiled
     from lmtower.guard import mended
-    from lmtower.personas import PREPARERS, compile_persona
+    from lmtower.personas import PREPARERS
     from lmtower.personas import explain as explain_request
     from lmtower.wire import Fault
 
@@ -44,21 +44,13 @@ def explain(
     if sys.stdin.isatty():
         print("Paste a JSON request, then Ctrl-D:", file=sys.stderr)
     body = sys.stdin.buffer.read()
-    wanted = tower.personas[name]
-    upstream = next(upstream for upstream in upstreams_of(tower) if upstream.engine == wanted.engine)
-    compiled = compile_persona(
-        name,
-        wanted,
-        served=upstream.model,
-        recipe=recipes.get(upstream.recipe),
-        max_model_len=upstream.max_model_len,
-        image_hosts=tower.gateway.image_urls,
-        allowed_fields=frozenset(tower.gateway.dangerous_fields),
-    )
+    engine = tower.personas[name].engine
+    upstream = next(upstream for upstream in upstreams_of(tower) if upstream.engine == engine)
     has_key = upstream.api_key is not None
     try:
         body = mended(protocol, body)
-        explanation = explain_request(protocol, body, compiled, engine_url=upstream.url, has_key=has_key)
+        known = compiled(tower, name, upstream)
+        explanation = explain_request(protocol, body, known, engine_url=upstream.url, has_key=has_key)
     except Fault as fault:
         raise Refused(f"the gateway would answer {fault.status}: {fault.message}") from fault
     _show(explanation, options.json)
@@ -94,7 +86,7 @@ def _show(explanation: Any, as_json: bool) -> None:
     if as_json:
         print_json(value)
         return
-    print(f"POST {explanation.url}")
+    print(f"POST {explanation.url}" if explanation.url else "no engine is asked; the answer is")
     for header, text in explanation.headers.items():
         print(f"{header}: {text}")
     print()

@@ -53,25 +53,29 @@ def build(
         by_engine.setdefault(upstream.engine, upstream)
     personas: dict[str, CompiledPersona] = {}
     for name, persona in tower.personas.items():
-        upstream = by_engine[persona.engine]
-        personas[name] = compile_persona(
-            name,
-            persona,
-            served=upstream.model,
-            recipe=recipes.get(upstream.recipe),
-            max_model_len=upstream.max_model_len,
-            runtime=upstream.runtime,
-            image_hosts=tower.gateway.image_urls,
-            allowed_fields=frozenset(tower.gateway.dangerous_fields),
-        )
-        if upstream.priorities:
-            personas[name] = msgspec.structs.replace(
-                personas[name], enforced=personas[name].enforced | {"priority": _priority(persona.lane)}
-            )
+        personas[name] = compiled(tower, name, by_engine[persona.engine])
     patterns = [(alias.lower(), persona) for persona in personas.values() for alias in persona.aliases]
     # an exact alias wins over a pattern, a longer pattern over a shorter one
     patterns.sort(key=lambda entry: ("*" in entry[0] or "?" in entry[0], -len(entry[0])))
     return Snapshot(version, tower, personas, patterns, engines, created)
+
+
+def compiled(tower: Tower, name: str, upstream: Upstream) -> CompiledPersona:
+    """A persona of the tower file as requests meet it on the engine behind this upstream."""
+    persona = tower.personas[name]
+    found = compile_persona(
+        name,
+        persona,
+        served=upstream.model,
+        recipe=recipes.get(upstream.recipe),
+        max_model_len=upstream.max_model_len,
+        runtime=upstream.runtime,
+        image_hosts=tower.gateway.image_urls,
+        allowed_fields=frozenset(tower.gateway.dangerous_fields),
+    )
+    if upstream.priorities:
+        found = msgspec.structs.replace(found, enforced=found.enforced | {"priority": _priority(persona.lane)})
+    return found
 
 
 def _priority(lane: str) -> bytes:

@@ -35,6 +35,9 @@ def explain(
     top = tops.split(body)
     asked = tops.text(top, "model") or persona.name
     prepared = prepare(protocol, top, persona, asked, "explain", trace)
+    if prepared.local is not None:
+        trace.append(("", "answered by the gateway: no engine sees this request"))
+        return Explanation("", {}, msgspec.json.decode(prepared.local), tuple(trace))
     raw = b"".join(bytes(memoryview(piece)) for piece in prepared.pieces)
     if mask and persona.prompt_json:
         raw = raw.replace(persona.prompt_json, MASK.format(len(persona.prompt or "")).encode())
