@@ -156,3 +156,24 @@ async def test_gotcha_20_a_repeated_request_counts_once(tmp_path: Path) -> None:
             marks = [record.retry for record in tower.gateway.recent]
     assert statuses == [200, 200, 200, 429]
     assert marks == [False, True, False, False]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_gotcha_14_tools_of_anthropics_servers_do_not_reach_the_engine(tmp_path: Path, strict: bool) -> None:
+    """Claude Code's web search is a request whose only tool no engine can run: it is answered without it."""
+    search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
+    own = {"name": "read", "input_schema": {"type": "object"}}
+    body = {"model": "agent" if strict else "plan", "max_tokens": 9, "messages": USER}
+    with FakeEngine() as engine:
+        engine.script(text="no search here")
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            for tools, choice in (
+                ([search], {"type": "tool", "name": "web_search"}),
+                ([search, own], {"type": "auto"}),
+            ):
+                answer = await tower.client.post("/v1/messages", json=body | {"tools": tools, "tool_choice": choice})
+                assert answer.status_code == 200, answer.text
+        alone, beside = (request.json for request in engine.to("/messages"))
+    assert not {"tools", "tool_choice"} & alone.keys()
+    assert [tool["name"] for tool in beside["tools"]] == ["read"]
+    assert beside["tool_choice"] == {"type": "auto"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmtower.wire import messages, responses
+from lmtower.wire import messages, responses, server_tools
 from lmtower.wire.faults import Fault, Overflow
 from lmtower.wire.messages import MessagesReply
 from lmtower.wire.reply import Reply
@@ -199,12 +199,33 @@ def test_instructions_take_in_the_system_items_at_the_head() -> None:
     assert responses.merge_instructions(None, items, None) == (None, items)
 
 
-def test_tools_of_openais_servers_are_dropped() -> None:
-    """Engines refuse what they cannot run."""
-    tools = b'[{"type":"web_search"},{"type":"function","name":"f"},{"type":"custom","name":"patch"}]'
-    kept, dropped = responses.drop_unrunnable(tools)
-    assert dropped == ["web_search"]
-    assert kept == b'[{"type":"function","name":"f"},{"type":"custom","name":"patch"}]'
+FUNCTION = '{"type":"function","name":"f"}'
+CUSTOM = '{"type":"custom","name":"patch"}'
+SEARCH = '{"type":"web_search_20250305","name":"web_search","max_uses":5}'
+OWN = '{"name":"f","input_schema":{}}'
+
+
+@pytest.mark.parametrize(
+    ("anthropic", "tools", "choice", "kept", "dropped", "holds"),
+    [
+        (False, ['{"type":"web_search"}', FUNCTION, CUSTOM], "auto", [FUNCTION, CUSTOM], ["web_search"], True),
+        (False, ['{"type":"web_search"}', FUNCTION], {"type": "web_search"}, [FUNCTION], ["web_search"], False),
+        (False, ['{"type":"image_generation"}'], "auto", [], ["image_generation"], False),
+        (False, [FUNCTION], {"type": "function", "name": "f"}, [FUNCTION], [], True),
+        (True, [SEARCH, OWN], {"type": "auto"}, [OWN], ["web_search_20250305"], True),
+        (True, [SEARCH, OWN], {"type": "tool", "name": "web_search"}, [OWN], ["web_search_20250305"], False),
+        (True, [SEARCH, OWN], {"type": "tool", "name": "f"}, [OWN], ["web_search_20250305"], True),
+        (True, [SEARCH], {"type": "any"}, [], ["web_search_20250305"], False),
+        (True, [OWN, '{"type":"custom","name":"g","input_schema":{}}', "5"], None, None, [], True),
+    ],
+)
+def test_tools_that_run_elsewhere_are_dropped_with_the_choice_of_them(
+    anthropic: bool, tools: list[str], choice: object, kept: list[str] | None, dropped: list[str], holds: bool
+) -> None:
+    """Engines refuse what they cannot run; Claude Code's web search is such a request."""
+    raw = f"[{','.join(tools)}]".encode()
+    expected = raw if kept is None else f"[{','.join(kept)}]".encode()
+    assert server_tools.without(raw, choice, anthropic=anthropic) == (expected, dropped, holds)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])

@@ -135,6 +135,7 @@ def rules_of(top: Top, cache: ToolCache) -> Rules | None:
         parallel = parallel and not choice.get("disable_parallel_tool_use")
         function = choice.get("function")
         named = function.get("name") if isinstance(function, dict) else choice.get("name")
-        forced = named if isinstance(named, str) else None
+        # a name that is not among the tools is the engine's to refuse, or went with a tool that no engine runs
+        forced = named if isinstance(named, str) and tools.find(named) is not None else None
         required = choice.get("type") == "any" or choice.get("mode") == "required"
     return Rules(tools, forced, required, parallel)

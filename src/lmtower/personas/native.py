@@ -10,7 +10,7 @@ from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.prepared import Prepared
 from lmtower.personas.rules import Trace, apply_common
 from lmtower.personas.stopping import limit_stop_sequences
-from lmtower.wire import messages, responses, scan
+from lmtower.wire import messages, responses, scan, server_tools
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Fault
 from lmtower.wire.top import Top
@@ -49,6 +49,7 @@ def _messages_rules(top: Top, persona: CompiledPersona, asked: str, trace: Trace
     _nest(top, "reasoning_effort", "output_config", "effort", trace)
     if persona.tools == "off" and tops.given(top, "tools"):
         raise Fault(400, "tools_not_supported", f"The model {asked!r} does not take tools.", param="tools")
+    _runnable_tools(top, trace, anthropic=True)
     system = _raw(top, "system")
     merged = messages.merge_system(system, persona.prompt)
     if merged is None:
@@ -119,14 +120,21 @@ def _refuse_state(top: Top) -> None:
         raise Fault(400, "not_supported", "Background responses are not supported.", param="background")
 
 
-def _runnable_tools(top: Top, trace: Trace | None) -> None:
+def _runnable_tools(top: Top, trace: Trace | None, *, anthropic: bool = False) -> None:
     if not tops.given(top, "tools"):
         return
     _need_list(top, "tools")
-    kept, dropped = responses.drop_unrunnable(bytes(top["tools"]))
-    if dropped:
-        top["tools"] = kept
-        _note(trace, "tools", f"dropped: only OpenAI's servers run {', '.join(sorted(set(dropped)))}")
+    choice = tops.value(top, "tool_choice")
+    kept, dropped, holds = server_tools.without(bytes(top["tools"]), choice, anthropic=anthropic)
+    if not dropped:
+        return
+    owner = "Anthropic's" if anthropic else "OpenAI's"
+    _note(trace, "tools", f"dropped: only {owner} servers run {', '.join(sorted(set(dropped)))}")
+    top["tools"] = kept
+    if not holds and top.pop("tool_choice", None) is not None:
+        _note(trace, "tool_choice", "dropped with the tool that it names")
+    if kept == b"[]":
+        del top["tools"]
 
 
 def _renamed(persona: CompiledPersona, names: dict[str, str]) -> CompiledPersona:

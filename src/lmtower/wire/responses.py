@@ -20,8 +20,6 @@ from lmtower.wire.places import Places
 from lmtower.wire.reply import Reply
 from lmtower.wire.usage import Usage
 
-UNRUNNABLE = ("web_search", "image_generation", "code_interpreter", "computer", "local_shell", "tool_search")
-"""Tools that run on OpenAI's servers: no engine has them, and some engines refuse a request that names one."""
 _LAST = frozenset(("response.completed", "response.incomplete", "response.failed"))
 _NUMBER = re.compile(rb'"sequence_number":\s*(-?\d+)')
 _encode = msgspec.json.Encoder().encode
@@ -64,21 +62,6 @@ def _system_text(raw: bytes) -> str | None:
     if not isinstance(content, list) or not all(isinstance(part, dict) and "text" in part for part in content):
         return None
     return "\n\n".join(str(part["text"]) for part in content)
-
-
-def drop_unrunnable(tools: bytes) -> tuple[bytes, list[str]]:
-    """The tools without those that only OpenAI's servers run, and the types that were dropped."""
-    raws = msgspec.json.decode(tools, type=list[msgspec.Raw])
-    kept: list[bytes] = []
-    dropped: list[str] = []
-    for raw in raws:
-        tool = _decode(bytes(raw))
-        kind = str(tool.get("type", "")) if isinstance(tool, dict) else ""
-        if kind.startswith(UNRUNNABLE):
-            dropped.append(kind)
-        else:
-            kept.append(bytes(raw))
-    return (b"[" + b",".join(kept) + b"]" if dropped else tools), dropped
 
 
 def _decode(data: bytes) -> Any:
