@@ -279,7 +279,8 @@ def report() -> str:
         cells = [engine, f"{int(rows):,}", *build, *speeds, figure(vector["p95_ms"]), f"{vector['recall']:.3f}", *sizes]
         lines.append(cells)
         if steps["tower"]:
-            towers.append([f"{int(rows):,}", *(figure(value) for value in steps["tower"].values())])
+            values = [value if isinstance(value, str) else figure(value) for value in steps["tower"].values()]
+            towers.append([f"{int(rows):,}", *values])
             head = list(steps["tower"])
     quality = FOLDER / "quality.md"
     parts = [machine(), quality.read_text() if quality.exists() else "", markdown(HEAD, lines)]

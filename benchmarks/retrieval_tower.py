@@ -3,6 +3,10 @@
 ``retrieval_scale`` filled the vector table; here its files are entered in the catalogue, `lmtower serve` runs on the
 folder, and a client asks it over HTTP: gateway, store service, gateway again, an engine that knows the vector of every
 question by heart, LanceDB, catalogue, and back. The engine's own time is told apart, because a real one takes longer.
+
+How late the gateway's event loop runs is measured three times: with nothing to do; while eight clients search; and
+while they search past the gateway, so that it only shares the processors with the searches. What the second has more
+than the third is the gateway's own doing; so is its CPU time for a search, which bounds how long one can hold it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from lmtower.stores.schema import ENTRIES, FILES, STORES, connect
 
 CLIENT = "bench"
 CLIENTS = 8
+LAG_SECONDS = 8.0
 TOWER = """\
 gateway: {{listen: "127.0.0.1:{gateway}", admin: "127.0.0.1:{admin}"}}
 stores: {{listen: "127.0.0.1:{stores}"}}
@@ -107,8 +112,8 @@ def catalogue(folder: Path, rows: int) -> None:
 
 
 @contextmanager
-def serving(folder: Path, rows: int) -> Iterator[tuple[httpx.Client, str, int]]:
-    """A tower on the folder: a client of it, the URL of its metrics, its process."""
+def serving(folder: Path, rows: int) -> Iterator[tuple[httpx.Client, str, str, int]]:
+    """A tower on the folder: a client of it, the URLs of its metrics and of its store service, its process."""
     engine = ByHeart(rows)
     names = ("gateway", "admin", "stores")
     ports = {name: _free_port() for name in names} | {"engine": int(engine.server_address[1])}
@@ -127,7 +132,8 @@ def serving(folder: Path, rows: int) -> Iterator[tuple[httpx.Client, str, int]]:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the tower on {folder} does not answer: {folder}/logs/stores.log")
             time.sleep(0.2)
-        yield client, f"http://127.0.0.1:{ports['admin']}/metrics", process.pid
+        metrics, stores = f"http://127.0.0.1:{ports['admin']}/metrics", f"http://127.0.0.1:{ports['stores']}"
+        yield client, metrics, stores, process.pid
     finally:
         client.close()
         process.terminate()
@@ -140,7 +146,7 @@ def ask(folder: Path, rows: int) -> dict[str, Any]:
     """Searches one after the other, then by eight clients at once."""
     _, texts = questions(rows)
     path = f"/v1/vector_stores/{STORE}/search"
-    with serving(folder, rows) as (client, metrics, gateway):
+    with serving(folder, rows) as (client, metrics, stores, gateway):
         idle = _resident(gateway)
         truth = exact(rows, folder.parent)
         vector_only = {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}}
@@ -149,20 +155,62 @@ def ask(folder: Path, rows: int) -> dict[str, Any]:
         near, hits = _timed(client, path, texts, {"ranking_options": vector_only})
         right = sum(len(set(found) & set(truth[i].tolist())) for i, found in enumerate(hits))
         embedding, _ = _timed(client, "/v1/embeddings", texts, {"model": "embed-query"}, field="input")
-        client.get(metrics)
-        asyncio.run(_together(client, path, texts))
-        lag = re.search(r"^lmtower_event_loop_lag_seconds (\S+)", client.get(metrics).text, re.MULTILINE)
-        assert lag is not None
+        trusted = {"x-lmtower-internal": (folder / "internal.key").read_text().strip(), "x-lmtower-client": CLIENT}
+        with Lag(client, metrics) as resting:
+            time.sleep(LAG_SECONDS)
+        began = _cpu_seconds(gateway)
+        with Lag(client, metrics) as searching:
+            searches = asyncio.run(_together(str(client.base_url), dict(client.headers), path, texts))
+        cpu = (_cpu_seconds(gateway) - began) / searches
+        with Lag(client, metrics) as beside:
+            asyncio.run(_together(stores, trusted, path, texts))
         return {
             "hybrid_p50_ms": _median(hybrid),
             "vector_p50_ms": _median(near),
             "recall": right / (10 * QUERIES),
             "embedding_p50_ms": _median(embedding),
-            "gateway_lag_worst_ms": float(lag[1]) * 1000,
+            "gateway_cpu_ms_per_search": cpu * 1000,
+            "lag_resting_ms": resting.told(),
+            "lag_searching_ms": searching.told(),
+            "lag_past_gateway_ms": beside.told(),
             "gateway_idle_MiB": idle,
             "gateway_after_MiB": _resident(gateway),
             "service_MiB": max(_resident(pid) for pid in _children(gateway)),
         }
+
+
+class Lag:
+    """The gateway's own metric, read ten times a second: each reading is the worst delay since the one before."""
+
+    def __init__(self, client: httpx.Client, metrics: str) -> None:
+        self._client, self._metrics = client, metrics
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.seconds: list[float] = []
+
+    def __enter__(self) -> Lag:
+        self._read()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def told(self) -> str:
+        """Median, 99th percentile and maximum of the readings."""
+        p50, p99 = np.percentile(self.seconds, [50, 99]) * 1000
+        return f"{p50:.1f} / {p99:.1f} / {max(self.seconds) * 1000:.1f}"
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            self.seconds.append(self._read())
+
+    def _read(self) -> float:
+        text = self._client.get(self._metrics).text
+        lag = re.search(r"^lmtower_event_loop_lag_seconds (\S+)", text, re.MULTILINE)
+        assert lag is not None
+        return float(lag[1])
 
 
 def _timed(
@@ -182,15 +230,19 @@ def _row(hit: dict[str, Any]) -> int:
     return (int(hit["file_id"].removeprefix("file-")) - 1) * IN_FILE + int(hit["provenance"]["chunk"])
 
 
-async def _together(client: httpx.Client, path: str, texts: Sequence[str]) -> None:
-    headers, url = dict(client.headers), str(client.base_url)
+async def _together(url: str, headers: dict[str, str], path: str, texts: Sequence[str]) -> int:
+    """Eight clients at once, for ``LAG_SECONDS``; how many searches they made."""
+    until = time.monotonic() + LAG_SECONDS
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False) as many:
 
-        async def one(share: Sequence[str]) -> None:
-            for text in share:
-                (await many.post(path, json={"query": text})).raise_for_status()
+        async def one(share: Sequence[str]) -> int:
+            count = 0
+            while time.monotonic() < until:
+                (await many.post(path, json={"query": share[count % len(share)]})).raise_for_status()
+                count += 1
+            return count
 
-        await asyncio.gather(*(one(texts[i::CLIENTS]) for i in range(CLIENTS)))
+        return sum(await asyncio.gather(*(one(texts[i::CLIENTS]) for i in range(CLIENTS))))
 
 
 def _median(seconds: list[float]) -> float:
@@ -206,6 +258,11 @@ def _answers(client: httpx.Client) -> bool:
 
 def _resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _children(pid: int) -> list[int]:

@@ -49,6 +49,8 @@ class EmbeddingGateway:
         self.salt = ""
         self.refuse: str | None = None
         self.away = False
+        self.unable = False
+        """Answers 501, as the gateway does for a persona whose engine cannot embed."""
         self.limited: set[str] = set()
         """Clients on whose behalf nothing is embedded now: their limits are used up."""
         self.delay_seconds = delay_seconds
@@ -73,6 +75,8 @@ class EmbeddingGateway:
             self.requests.append((path, headers, body))
         if self.away:
             return 503, {"error": {"message": "the engine is starting"}}
+        if self.unable:
+            return 501, {"error": {"message": "engine 'chat' does not embed", "code": "not_supported"}}
         if path == "/v1/rerank":
             return 200, {"results": self._rerank(body)}
         if headers.get("x-lmtower-on-behalf-of") in self.limited:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from lmtower.stores import pipeline
+from lmtower.stores import embed, pipeline
 from lmtower.stores.access import OPERATOR
 from lmtower.stores.extract import ChunkRow
 from lmtower.stores.jobs import Jobs
 from lmtower.stores.launch import Personas
+from lmtower.stores.pipeline import Width
 from lmtower.stores.vectors import Row, Vectors, table_name
 from tests.stores.conftest import SECRET, Running
 
@@ -106,6 +107,27 @@ def test_a_text_that_the_engine_refuses_fails_its_file_alone(running: Running) -
     assert failed.last_error is not None
     assert "this text is too long" in failed.last_error.message
     client.close()
+
+
+def test_an_engine_that_cannot_embed_is_not_asked_at_every_new_file(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither files that arrive nor other threads that fail shorten the pause: each embedder asks once."""
+    monkeypatch.setattr(embed, "MEND_SECONDS", 600.0)
+    monkeypatch.setattr(pipeline, "REST_SECONDS", 600.0)
+    running.gateway.unable = True
+    with running.http("ada") as ada:
+        store = ada.post("/v1/vector_stores", json={"name": "s"}).json()["id"]
+        path = f"/v1/vector_stores/{store}/progress"
+        for number in range(80):
+            upload = {"file": (f"{number}.txt", f"Whale {number} sings.".encode())}
+            file = ada.post("/v1/files", files=upload, data={"purpose": "assistants"}).json()["id"]
+            ada.post(f"/v1/vector_stores/{store}/files", json={"file_id": file}).raise_for_status()
+            if number == 39:
+                wait_until(lambda: len(running.gateway.requests) >= Width().embedders)
+        wait_until(lambda: ada.get(path).json()["chunks"] == 80)
+        assert "does not embed" in ada.get(path).json()["trouble"]
+    assert len(running.gateway.requests) == Width().embedders
 
 
 def test_search_while_the_engine_is_away_is_503_with_a_time(running: Running) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmtower.stores import vectors
-from lmtower.stores.snapshot import Floats, Ranked, Snapshot
+from lmtower.stores.snapshot import Floats, Ranked, Snapshot, wait
 from lmtower.stores.vectors import Row, Vectors
 
 DIMENSIONS = 128
@@ -68,11 +68,11 @@ def entries(store: Vectors, ranked: Ranked) -> list[int]:
 
 
 def near(store: Vectors, query: Floats, limit: int, chosen: list[int] | None = None) -> list[int]:
-    return entries(store, snapshot(store).by_vector(query, limit, chosen))
+    return entries(store, wait(snapshot(store).by_vector(query, limit, chosen)))
 
 
 def worded(store: Vectors, words: str, limit: int, chosen: list[int] | None = None) -> list[int]:
-    return entries(store, snapshot(store).by_words(words, limit, chosen))
+    return entries(store, wait(snapshot(store).by_words(words, limit, chosen)))
 
 
 def test_small_table_is_searched_exactly(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_small_table_is_searched_exactly(tmp_path: Path) -> None:
     store.add("t_1", rows(matrix))
     store.tend("t_1")
     assert recall(store, matrix, made(20, 2)) == 1.0
-    ((row, cosine),) = snapshot(store).by_vector(matrix[7], 1)
+    ((row, cosine),) = wait(snapshot(store).by_vector(matrix[7], 1))
     best = snapshot(store).passages([row], matrix[7])[row]
     assert (best.place.entry, best.text, round(best.similarity, 4)) == (7, "number7 word", 1.0)
     assert round(cosine, 4) == 1.0
@@ -136,7 +136,7 @@ def test_a_snapshot_keeps_its_rows_while_the_table_is_rewritten(tmp_path: Path) 
     for start in range(0, 300, 100):
         store.add("t_1", rows(matrix[start : start + 100], start))
     before = snapshot(store)
-    ranked = before.by_vector(matrix[250], 3)
+    ranked = wait(before.by_vector(matrix[250], 3))
     store.delete("t_1", range(100))
     store.tend("t_1")
     passages = before.passages([row for row, _ in ranked], matrix[250])

@@ -17,6 +17,8 @@ from lmtower.stores.snapshot import Floats
 
 PROBE = "lmtower asks which embedding model this is."
 SAME_MODEL = 0.99
+# a wrong key, a missing persona, an engine that cannot embed: for the operator to mend, the work waits for it
+MEND_SECONDS = 10.0
 
 
 class Unavailable(StoreError):
@@ -112,8 +114,7 @@ def _refusal(response: httpx.Response, persona: str) -> Unavailable:
     wait = response.headers.get("retry-after", "")
     message, code = _reason(response)
     status = response.status_code
-    # a wrong key or a missing persona is for the operator to mend; the work waits for it
-    seconds = float(wait) if wait.isdigit() else 1.0 if status in (429, 502, 503, 504) else 10.0
+    seconds = float(wait) if wait.isdigit() else 1.0 if status in (429, 502, 503, 504) else MEND_SECONDS
     if status == 429 or code == "client_unknown":
         return Limited(message, seconds, status, code)
     return Unavailable(f"Persona {persona!r}: HTTP {status}: {message}", seconds)

@@ -109,18 +109,22 @@ class Pipeline:
             try:
                 seconds = step()
             except Unavailable as exc:
-                seconds = self._troubled(str(exc), exc.seconds)
+                self._troubled(str(exc), exc.seconds)
             except (SQLAlchemyError, OSError, RuntimeError, ValueError) as exc:
                 # a database that is locked, a disk that is full, a bucket that does not answer: rows stay as they are
-                seconds = self._troubled(f"{type(exc).__name__}: {exc}", 2.0)
-            if seconds:
-                self._wait(seconds)
+                self._troubled(f"{type(exc).__name__}: {exc}", 2.0)
+            else:
+                if seconds:
+                    self._wait(seconds)
 
-    def _troubled(self, what: str, seconds: float) -> float:
+    def _troubled(self, what: str, seconds: float) -> None:
+        """Say so and pause. News do not shorten it: every other thread that fails would bring some."""
         if self.trouble != what:
             _log.warning("ingestion waits: %s", what)
         self.trouble = what
-        return seconds
+        until = time.monotonic() + min(seconds, REST_SECONDS)
+        while not self._closed and (left := until - time.monotonic()) > 0:
+            self._wait(left)
 
     def _wait(self, seconds: float) -> None:
         with self._news:

@@ -7,6 +7,7 @@ input closes: a tower that was killed leaves no orphan behind.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -71,7 +72,10 @@ def main(argv: list[str] | None = None) -> None:
     if not options.stay:
         end_with_parent()
     host, _, port = listen.rpartition(":")
-    uvicorn.run(application(build(settings)), host=host, port=int(port), access_log=False, log_level="warning")
+    service = build(settings)
+    # what was imported stays: a tenth of a search went into looking at it again
+    gc.freeze()
+    uvicorn.run(application(service), host=host, port=int(port), access_log=False, log_level="warning")
 
 
 if __name__ == "__main__":

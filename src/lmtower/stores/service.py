@@ -80,7 +80,6 @@ class Service:
 
     def close(self) -> None:
         self.pipeline.close()
-        self.searcher.pool.shutdown()
         self.embedder.close()
         self.lease.release()
         self.catalogue.engine.dispose()

@@ -1,9 +1,10 @@
 """One version of a vector table, to search in: what is written meanwhile is not seen, row numbers keep their meaning.
 
 Theory of operation. A query of LanceDB costs milliseconds before it reads anything, and more for every column that it
-returns; its blocking interface adds a hop between threads for every step, so searches use the other one and wait once.
-``by_vector`` and ``by_words`` bring row numbers and scores alone, and run beside each other; ``passages`` then reads
-the few rows that are shown. That is sound only within one version: compaction renumbers rows.
+returns; its blocking interface adds a hop between threads for every step, so searches use the other one and wait once
+for all of them: ``by_vector`` and ``by_words`` are coroutines that run beside each other and bring row numbers and
+scores alone; ``passages`` then reads the few rows that are shown. That is sound only within one version: compaction
+renumbers rows.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Snapshot:
     word_index: bool = False
     """Every row is in the index of words."""
 
-    def by_vector(self, query: Floats, limit: int, entries: Iterable[int] | None = None) -> Ranked:
+    async def by_vector(self, query: Floats, limit: int, entries: Iterable[int] | None = None) -> Ranked:
         """Nearest first, by cosine. ``entries`` restricts the search to these files before it starts."""
         # the codes of the index name the nearest rows, ``refine`` puts them in order by their full vectors
         search = self.table.query().nearest_to(query).column("vector").distance_type("cosine")
@@ -71,10 +72,10 @@ class Snapshot:
             search = search.fast_search()
         if entries is not None:
             search = search.where(among(entries))
-        found = wait(search.with_row_id().select(["_rowid", "_distance"]).to_arrow())
+        found = await search.with_row_id().select(["_rowid", "_distance"]).to_arrow()
         return list(zip(found["_rowid"].to_pylist(), (1.0 - found["_distance"].to_numpy()).tolist(), strict=True))
 
-    def by_words(self, words: str, limit: int, entries: Iterable[int] | None = None) -> Ranked:
+    async def by_words(self, words: str, limit: int, entries: Iterable[int] | None = None) -> Ranked:
         """Best BM25 score first; no chunk without one of the words."""
         if not words.strip():
             return []
@@ -83,7 +84,7 @@ class Snapshot:
             search = search.fast_search()
         if entries is not None:
             search = search.where(among(entries))
-        found = wait(search.with_row_id().select(["_rowid", "_score"]).to_arrow())
+        found = await search.with_row_id().select(["_rowid", "_score"]).to_arrow()
         return list(zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
     def passages(self, rows: Sequence[int], query: Floats) -> dict[int, Passage]:

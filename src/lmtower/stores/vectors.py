@@ -243,13 +243,13 @@ class Vectors:
 
 
 async def _warm(table: AsyncTable) -> frozenset[str]:
-    """Read the codes of all partitions now (an eighth of the vectors), not one by one at the first searches.
+    """Read the codes of all partitions (an eighth of the vectors) and the lists of words, not one by one in searches.
 
     Returns the indices that hold every row.
     """
     names = [index.name for index in await table.list_indices()]
-    if "vector_idx" in names:
-        await table.prewarm_index("vector_idx")
+    for name in {"vector_idx", "text_idx"} & set(names):
+        await table.prewarm_index(name)
     stats = {name: await table.index_stats(name) for name in names}
     return frozenset(name for name, found in stats.items() if found is not None and not found.num_unindexed_rows)
 
