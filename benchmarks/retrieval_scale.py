@@ -130,14 +130,19 @@ def lmtower(rows: int, folder: Path, step: str) -> dict[str, Any]:
     snapshot = store.snapshot(table)
     assert snapshot is not None
 
-    def shown(ranked: Ranked, i: int) -> list[int]:
+    def shown(ranked: Ranked, i: int, near: Ranked = ()) -> list[int]:
         """What a search reads of the best ten rows, and which they are."""
-        found = snapshot.passages([row for row, _ in ranked[:TOP]], asked[i])
+        found = wait(snapshot.passages([row for row, _ in ranked[:TOP]], asked[i], dict(near)))
         places: list[Place] = [found[row].place for row, _ in ranked[:TOP]]
         return [(place.entry - 1) * IN_FILE + place.number for place in places]
 
     def hybrid(i: int) -> list[int]:
-        return shown(fuse([[row for row, _ in one] for one in wait(both(i))]), i)
+        near, worded = wait(both(i))
+        return shown(fuse([[row for row, _ in near], [row for row, _ in worded]]), i, near)
+
+    def by_vector(i: int) -> list[int]:
+        near = wait(snapshot.by_vector(asked[i], CANDIDATES))
+        return shown(near, i, near)
 
     async def both(i: int) -> list[Ranked]:
         searches = snapshot.by_vector(asked[i], CANDIDATES), snapshot.by_words(words[i], CANDIDATES)
@@ -152,7 +157,7 @@ def lmtower(rows: int, folder: Path, step: str) -> dict[str, Any]:
     gc.freeze()  # as the store service does
     return {
         "bare": measure(bare, None),
-        "vector": measure(lambda i: shown(wait(snapshot.by_vector(asked[i], CANDIDATES)), i), truth),
+        "vector": measure(by_vector, truth),
         "words": measure(lambda i: shown(wait(snapshot.by_words(words[i], CANDIDATES)), i), None),
         "hybrid": measure(hybrid, None),
     }

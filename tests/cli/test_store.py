@@ -57,7 +57,7 @@ def test_add_search_sync_and_remove(lmtower: Lmtower, folder: Path) -> None:
     """A folder goes in, is found with its place, follows changes on disk, and goes away."""
     assert lmtower("create", "zoo")[0] == 0
     code, out, err = lmtower("add", "zoo", str(folder))
-    assert (code, out) == (0, "zoo: 2 files, 0.0 MB; 3 added, 0 unchanged, 0 removed.\n")
+    assert (code, out) == (0, "zoo: 2 files, 0.6 kB; 2 added, 0 changed, 0 unchanged, 0 removed, 1 failed.\n")
     assert "failed: broken.pdf: The file is named .pdf, but it is not one." in err
     code, out, _ = lmtower("search", "zoo", "songs of whales", "-n", "1")
     assert (code, out.splitlines()[0].split("  ")[0]) == (0, "1. sea/whales.md, Whales")
@@ -66,8 +66,10 @@ def test_add_search_sync_and_remove(lmtower: Lmtower, folder: Path) -> None:
     (folder / "sea" / "whales.md").unlink()
     (folder / "dogs.txt").write_text("Dogs bark.")
     code, out, _ = lmtower("sync", "zoo", str(folder))
-    assert out == "zoo: 2 files, 0.0 MB; 2 added, 0 unchanged, 3 removed.\n"
-    assert lmtower("sync", "zoo", str(folder))[1] == "zoo: 2 files, 0.0 MB; 0 added, 2 unchanged, 0 removed.\n"
+    assert out == "zoo: 2 files, 0.5 kB; 1 added, 1 changed, 0 unchanged, 2 removed.\n"
+    assert (
+        lmtower("sync", "zoo", str(folder))[1] == "zoo: 2 files, 0.5 kB; 0 added, 0 changed, 2 unchanged, 0 removed.\n"
+    )
     assert {hit["filename"] for hit in json.loads(lmtower("search", "zoo", "cats", "--json")[1])["data"]} == {
         "cats.txt",
         "dogs.txt",
@@ -82,10 +84,12 @@ def test_a_file_that_is_refused_at_upload_fails_alone(lmtower: Lmtower, folder: 
     (folder / "C:name.txt").write_text("text")
     lmtower("create", "zoo")
     code, out, err = lmtower("add", "zoo", str(folder))
-    assert (code, out) == (0, "zoo: 2 files, 0.0 MB; 3 added, 0 unchanged, 0 removed.\n")
+    assert (code, out) == (0, "zoo: 2 files, 0.6 kB; 2 added, 0 changed, 0 unchanged, 0 removed, 3 failed.\n")
     assert "failed: huge.txt: " in err
     assert "larger than 1,048,576 bytes" in err
     assert "failed: C:name.txt: " in err
+    again = lmtower("add", "zoo", str(folder))[1]
+    assert again == "zoo: 2 files, 0.6 kB; 0 added, 0 changed, 2 unchanged, 0 removed, 3 failed.\n"
     failed = json.loads(lmtower("add", "zoo", str(folder), "--json")[1])["failed"]
     assert sorted(one["attributes"]["path"] for one in failed) == ["C:name.txt", "broken.pdf", "huge.txt"]
 
@@ -94,7 +98,7 @@ def test_patterns_name_files(lmtower: Lmtower, folder: Path) -> None:
     """A quoted pattern adds what it matches; one that matches nothing is refused before anything is done."""
     lmtower("create", "zoo")
     code, out, _ = lmtower("add", "zoo", f"{folder}/**/*.md", f"{folder}/*.txt")
-    assert (code, out) == (0, "zoo: 2 files, 0.0 MB; 2 added, 0 unchanged, 0 removed.\n")
+    assert (code, out) == (0, "zoo: 2 files, 0.6 kB; 2 added, 0 changed, 0 unchanged, 0 removed.\n")
     code, _, err = lmtower("add", "zoo", f"{folder}/*.rst")
     assert code == 2
     assert "nothing that matches" in err

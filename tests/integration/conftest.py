@@ -6,7 +6,11 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -67,3 +71,36 @@ def ports() -> Callable[[], int]:
                 return port
 
     return free
+
+
+@pytest.fixture(scope="module")
+def vllm(vllm_python: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Real vLLM on CPU, ready; its base URL."""
+    folder = tmp_path_factory.mktemp("vllm")
+    port = 8961
+    command = [str(vllm_python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2)]
+    command += ["--served-model-name", "smol"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--max-num-seqs", "4"]
+    command += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--enforce-eager", "--dtype", "float32"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PATH"] = f"{vllm_python.parent}:{os.environ['PATH']}"
+    with (folder / "vllm.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(url, process, folder / "vllm.log")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 400
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url + "/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)  # a foreign program tells nobody when it is ready
+    raise AssertionError(log.read_text()[-3000:])

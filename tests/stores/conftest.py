@@ -62,7 +62,7 @@ class Running:
         made = openai.vector_stores.create(name="store", extra_body=store)
         files = [(name, text.encode()) for name, text in texts.items()]
         batch = openai.vector_stores.file_batches.upload_and_poll(made.id, files=files, poll_interval_ms=50)
-        assert batch.file_counts.completed == len(texts), batch
+        assert batch.file_counts.completed == len(texts), openai.vector_stores.files.list(made.id).data
         openai.close()
         return made
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lancedb
 import pytest
 from sqlalchemy.exc import OperationalError
 
@@ -16,6 +17,7 @@ from lmtower.stores.jobs import Jobs
 from lmtower.stores.launch import Personas
 from lmtower.stores.pipeline import Width
 from lmtower.stores.vectors import Row, Vectors, table_name
+from tests.stores import embedding
 from tests.stores.conftest import SECRET, Running
 
 
@@ -157,6 +159,44 @@ def test_a_changed_model_is_refused_until_rebuild(launch: Callable[..., Running]
         assert running.wait(store.id)["file_counts"]["completed"] == 2
     assert names(running, store.id, "whales")[0] == "a.txt"
     assert (running.service.vectors.count(table_name(store.id, 2)), running.service.vectors.count(old)) == (2, 0)
+
+
+def test_a_table_of_another_version_is_refused_until_rebuild(
+    launch: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns of another version and vectors of another length: both are refused in words, one rebuild mends both."""
+    running = launch()
+    store = running.put({"a.txt": "Whales sing.", "b.txt": "Cats purr."})
+    old = table_name(store.id, 1)
+    database = lancedb.connect(tmp_path / "stores" / "vectors")
+    foreign = database.open_table(old).to_arrow().select(["entry", "text", "vector"])
+    database.create_table(old, foreign, mode="overwrite")
+    running.service.vectors._tables.clear()
+    running.service.vectors._legible.clear()
+    monkeypatch.setattr(embedding, "DIMENSIONS", 32)
+    running.service.pipeline._probe = None
+    with running.http("ada") as http:
+        path = f"/v1/vector_stores/{store.id}"
+        refused = http.post(f"{path}/search", json={"query": "whales"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "store_outdated")
+        assert "lmtower store rebuild store" in refused.json()["error"]["message"]
+        late = http.post("/v1/files", files={"file": ("c.txt", b"Dogs bark.")}, data={"purpose": "assistants"}).json()
+        http.post(f"{path}/files", json={"file_id": late["id"]}).raise_for_status()
+        assert running.wait(store.id)["file_counts"]["failed"] == 1
+        failed = http.get(f"{path}/files/{late['id']}").json()["last_error"]
+        assert "lmtower store rebuild store" in failed["message"]
+        http.post(f"{path}/rebuild").raise_for_status()
+        assert running.wait(store.id)["file_counts"] == counts(completed=2, failed=1)
+        http.post(f"{path}/files", json={"file_id": late["id"]}).raise_for_status()
+        assert running.wait(store.id)["file_counts"] == counts(completed=3)
+    assert names(running, store.id, "dogs")[0] == "c.txt"
+    assert database.open_table(table_name(store.id, 2)).schema.field("vector").type.list_size == 32
+    assert running.service.vectors.count(old) == 0
+
+
+def counts(**some: int) -> dict[str, int]:
+    """``file_counts`` of a store."""
+    return dict.fromkeys(("in_progress", "failed", "cancelled", "completed"), 0) | some | {"total": sum(some.values())}
 
 
 def test_expired_store_is_emptied_and_says_so(running: Running) -> None:

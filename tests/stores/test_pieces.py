@@ -119,16 +119,31 @@ def test_lease_goes_to_the_next_when_its_holder_is_gone(tmp_path: Path, monkeypa
 def test_contents_are_kept_once_and_leave_no_halves(tmp_path: Path) -> None:
     """The same bytes are one file; what was on its way when the process died is cleaned up at start."""
     blobs = Blobs(str(tmp_path / "files"), tmp_path / "spool")
-    one, size = blobs.put(io.BytesIO(b"content"))
-    other, _ = blobs.put(io.BytesIO(b"content"))
-    assert (one, size) == (other, 7)
+    with blobs.put(io.BytesIO(b"content")) as (one, size), blobs.put(io.BytesIO(b"content")) as (other, _):
+        assert (one, size) == (other, 7)
     (tmp_path / "spool" / "half").write_bytes(b"half")
     again = Blobs(str(tmp_path / "files"), tmp_path / "spool")
     assert list((tmp_path / "spool").iterdir()) == []
     assert b"".join(again.parts(one)) == b"content"
-    again.delete(one)
-    again.delete(one)
+    for _ in range(2):
+        again.delete(one, lambda _: False)
     assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+
+
+def test_a_content_that_is_needed_or_arrives_is_not_deleted(tmp_path: Path) -> None:
+    """Somebody deletes the last file of a content while another one with the same content is uploaded."""
+    blobs = Blobs(str(tmp_path / "files"), tmp_path / "spool")
+    needed: set[str] = set()
+    with blobs.put(io.BytesIO(b"content")) as (one, _):
+        blobs.delete(one, needed.__contains__)
+        assert b"".join(blobs.parts(one)) == b"content"
+        needed.add(one)
+    blobs.delete(one, needed.__contains__)
+    assert b"".join(blobs.parts(one)) == b"content"
+    needed.clear()
+    blobs.delete(one, needed.__contains__)
+    with pytest.raises(FileNotFoundError):
+        list(blobs.parts(one))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "sub/folder/a.txt", "ä ö.md", "..a", "a..b/c"])

@@ -63,7 +63,7 @@ def snapshot(store: Vectors) -> Snapshot:
 
 def entries(store: Vectors, ranked: Ranked) -> list[int]:
     """The files of these rows, in their order."""
-    passages = snapshot(store).passages([row for row, _ in ranked], np.ones(DIMENSIONS, dtype=np.float32))
+    passages = wait(snapshot(store).passages([row for row, _ in ranked], np.ones(DIMENSIONS, dtype=np.float32), {}))
     return [passages[row].place.entry for row, _ in ranked]
 
 
@@ -82,9 +82,10 @@ def test_small_table_is_searched_exactly(tmp_path: Path) -> None:
     store.tend("t_1")
     assert recall(store, matrix, made(20, 2)) == 1.0
     ((row, cosine),) = wait(snapshot(store).by_vector(matrix[7], 1))
-    best = snapshot(store).passages([row], matrix[7])[row]
+    best = wait(snapshot(store).passages([row], matrix[7], {}))[row]
     assert (best.place.entry, best.text, round(best.similarity, 4)) == (7, "number7 word", 1.0)
     assert round(cosine, 4) == 1.0
+    assert wait(snapshot(store).passages([row], matrix[8], {row: 0.5}))[row].similarity == 0.5
 
 
 def test_indexed_table_finds_the_same_and_new_rows_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +140,6 @@ def test_a_snapshot_keeps_its_rows_while_the_table_is_rewritten(tmp_path: Path) 
     ranked = wait(before.by_vector(matrix[250], 3))
     store.delete("t_1", range(100))
     store.tend("t_1")
-    passages = before.passages([row for row, _ in ranked], matrix[250])
+    passages = wait(before.passages([row for row, _ in ranked], matrix[250], {}))
     assert [passages[row].place.entry for row, _ in ranked] == nearest(matrix, matrix[250], 3)
     assert set(near(store, matrix[5], 5)).isdisjoint(range(100))

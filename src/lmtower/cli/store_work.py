@@ -7,9 +7,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from lmtower.config import parse_listen
 from lmtower.config.folder import INTERNAL_KEY
 from lmtower.errors import Refused, StoreError
 from lmtower.stores import citations
-from lmtower.stores.client import Declined, StoreClient, verified
-from lmtower.stores.folder import Difference, Local, compare, files_under, local
+from lmtower.stores.client import Declined, StoreClient, told, verified
+from lmtower.stores.folder import Local, compare, files_under, local
 from lmtower.wire import citing
 
 Json = dict[str, Any]
@@ -82,15 +82,33 @@ def ingest(options: Globals, client: StoreClient, store: Json, paths: Sequence[P
     """Upload what is new or changed; with ``remove``, take out what is no longer there."""
     entries = list(client.pages(f"/v1/vector_stores/{store['id']}/files"))
     difference = compare(local(files_under(paths)), entries)
-    uploaded = {file.name for file in difference.upload}
+    uploaded = {file.name[:512] for file in difference.upload}
     paths_of = {entry["id"]: (entry.get("attributes") or {}).get("path") for entry in entries}
     # without `remove`, only an older version of a file that is uploaded now has to go
     stale = [one for one in difference.stale if remove or paths_of[one] in uploaded]
     declined = _upload(client, store, difference.upload, quiet=options.json)
     for file_id in stale:
         client.call("DELETE", f"/v1/files/{file_id}")
-    difference = replace(difference, upload=difference.upload[len(declined) :])
-    follow(options, client, store, difference, removed=len(stale), declined=declined)
+    old = set(paths_of.values())
+    removed = sum(paths_of[one] not in uploaded for one in stale)
+    follow(options, client, store, Outcome(uploaded - old, uploaded & old, difference.same, removed), declined)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a folder: paths that are new, paths with new content; how many files stay, and how many went."""
+
+    added: Set[str]
+    changed: Set[str]
+    same: int
+    removed: int
+
+    def told(self, failed: Set[str]) -> str:
+        """As a person reads it. A file that failed is tried again every time, and is neither new nor changed."""
+        counts = [f"{len(self.added - failed)} added", f"{len(self.changed - failed)} changed"]
+        counts += [f"{self.same} unchanged", f"{self.removed} removed"]
+        tried = len((self.added | self.changed) & failed)
+        return ", ".join([*counts, f"{tried} failed"] if tried else counts)
 
 
 def _upload(client: StoreClient, store: Json, files: Sequence[Local], *, quiet: bool) -> list[Json]:
@@ -117,12 +135,7 @@ def _upload_one(client: StoreClient, file: Local) -> Json:
 
 
 def follow(
-    options: Globals,
-    client: StoreClient,
-    store: Json,
-    difference: Difference | None = None,
-    removed: int = 0,
-    declined: Sequence[Json] = (),
+    options: Globals, client: StoreClient, store: Json, outcome: Outcome | None = None, declined: Sequence[Json] = ()
 ) -> None:
     """Show the work until it is done, then what came of it."""
     path = f"/v1/vector_stores/{store['id']}"
@@ -138,22 +151,23 @@ def follow(
                 break
             time.sleep(POLL_SECONDS)
     failed = [*client.pages(f"{path}/files", filter="failed"), *declined]
-    _report(options, client.call("GET", path), difference, removed, failed)
+    _report(options, client.call("GET", path), outcome, failed)
 
 
-def _report(options: Globals, store: Json, difference: Difference | None, removed: int, failed: Sequence[Json]) -> None:
+def _report(options: Globals, store: Json, outcome: Outcome | None, failed: Sequence[Json]) -> None:
     if options.json:
-        print_json({"store": store, "failed": failed, "removed": removed})
+        print_json({"store": store, "failed": failed, "removed": outcome.removed if outcome else 0})
         return
-    counts = store["file_counts"]
-    parts = [f"{counts['completed']} files, {store['usage_bytes'] / 1e6:.1f} MB"]
-    if difference is not None:
-        parts.append(f"{len(difference.upload)} added, {difference.same} unchanged, {removed} removed")
-    print(f"{store['name'] or store['id']}: {'; '.join(parts)}.")
-    for entry in failed:
-        name = str((entry.get("attributes") or {}).get("path") or entry["id"])
+    names = [str((entry.get("attributes") or {}).get("path") or entry["id"]) for entry in failed]
+    text = f"{store['name'] or store['id']}: {store['file_counts']['completed']} files, {_size(store['usage_bytes'])}"
+    print(f"{text}; {outcome.told(set(names))}." if outcome else f"{text}.")
+    for name, entry in zip(names, failed, strict=True):
         name = name if name.isprintable() else repr(name)
         print(f"  failed: {name}: {entry['last_error']['message']}", file=sys.stderr)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
 def _bar(quiet: bool) -> Progress:
@@ -236,7 +250,8 @@ def _stream(base: str, token: str, persona: str, prompt: str) -> Iterator[str]:
             client.stream("POST", f"{base}/v1/chat/completions", json=body, headers=headers) as response,
         ):
             if not response.is_success:
-                raise StoreError(f"persona {persona!r}: HTTP {response.status_code}: {response.read().decode()[:500]}")
+                response.read()
+                raise StoreError(f"persona {persona!r}: HTTP {response.status_code}: {told(response)}")
             yield from _deltas(response.iter_lines())
     except httpx.HTTPError as exc:
         raise StoreError(f"no gateway answers at {base}: is the tower running?") from exc

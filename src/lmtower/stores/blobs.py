@@ -6,7 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -29,12 +31,18 @@ class Blobs:
             self._filesystem, self._root = fs.FileSystem.from_uri(uri)
         self._local = isinstance(self._filesystem, fs.LocalFileSystem)
         self._spool = spool
+        self._arriving: Counter[str] = Counter()
+        self._lock = threading.Lock()
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir(parents=True)
         self._filesystem.create_dir(self._root, recursive=True)
 
-    def put(self, source: IO[bytes]) -> tuple[str, int]:
-        """Hash and length of what was stored. Complete or not there at all, whenever the process dies."""
+    @contextmanager
+    def put(self, source: IO[bytes]) -> Iterator[tuple[str, int]]:
+        """Hash and length of what was stored. Complete or not there at all, whenever the process dies.
+
+        It is not deleted before the context ends: enter in the catalogue there that it is needed.
+        """
         digest = hashlib.sha256()
         with tempfile.NamedTemporaryFile(dir=self._spool, delete=False) as target:
             while part := source.read(_PART):
@@ -43,8 +51,16 @@ class Blobs:
             size = target.tell()
             target.flush()
             os.fsync(target.fileno())
-        self._store(Path(target.name), digest.hexdigest())
-        return digest.hexdigest(), size
+        name = digest.hexdigest()
+        with self._lock:
+            self._arriving[name] += 1
+        try:
+            self._store(Path(target.name), name)
+            yield name, size
+        finally:
+            with self._lock:
+                self._arriving[name] -= 1
+                self._arriving += Counter()  # forget those that count nothing
 
     def _store(self, file: Path, name: str) -> None:
         place = self._place(name)
@@ -72,7 +88,13 @@ class Blobs:
             while part := source.read(_PART):
                 yield part
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, needed: Callable[[str], bool]) -> None:
+        """Unless it is ``needed``, or just arrives once more."""
+        with self._lock:
+            if not self._arriving[name] and not needed(name):
+                self._delete(name)
+
+    def _delete(self, name: str) -> None:
         if self._filesystem.get_file_info(self._place(name)).type is not fs.FileType.NotFound:
             self._filesystem.delete_file(self._place(name))
 

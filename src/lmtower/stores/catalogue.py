@@ -66,16 +66,20 @@ class Catalogue:
             query = query.where(FILES.c.purpose == purpose)
         return read_page(self.engine, query, FILES, FILES.c.id, page)
 
-    def delete_file(self, caller: Caller, file_id: str) -> str | None:
-        """Takes it out of every store, too. Returns the hash of a content that nobody needs any more."""
+    def delete_file(self, caller: Caller, file_id: str) -> str:
+        """Takes it out of every store, too. Returns the hash of its content, which other files may have."""
         with self.engine.begin() as connection:
             file = self._file(connection, caller, file_id)
             rows = connection.execute(select(ENTRIES).where(ENTRIES.c.file_id == file_id)).all()
             for row in rows:
                 self._remove(connection, row)
             connection.execute(delete(FILES).where(FILES.c.id == file_id))
-            left = connection.scalar(select(func.count()).where(FILES.c.sha256 == file.sha256))
-            return None if left else str(file.sha256)
+            return str(file.sha256)
+
+    def needs(self, sha256: str) -> bool:
+        """Whether a file has this content."""
+        with self.engine.connect() as connection:
+            return bool(connection.scalar(select(func.count()).where(FILES.c.sha256 == sha256)))
 
     def _file(self, connection: Connection, caller: Caller, file_id: str) -> Record:
         row = connection.execute(select(FILES).where(FILES.c.id == file_id, self._own(FILES, caller))).one_or_none()
@@ -315,7 +319,7 @@ class Catalogue:
     # -- what expired
 
     def sweep(self) -> list[str]:
-        """Delete expired files and the contents of expired stores. Returns hashes of contents nobody needs."""
+        """Delete expired files and the contents of expired stores. Returns hashes of their contents."""
         now = int(self.now())
         with self.engine.begin() as connection:
             dated = select(STORES).where(STORES.c.expires_days.is_not(None))
@@ -325,9 +329,9 @@ class Catalogue:
                     self._clear(connection, store)
             files = connection.execute(select(FILES).where(FILES.c.expires_at <= now)).all()
         operator = Caller(OPERATOR)
-        return [digest for row in files if (digest := self._delete_expired(operator, row)) is not None]
+        return [self._delete_expired(operator, row) for row in files]
 
-    def _delete_expired(self, operator: Caller, file: Record) -> str | None:
+    def _delete_expired(self, operator: Caller, file: Record) -> str:
         with self.engine.begin() as connection:
             connection.execute(update(FILES).where(FILES.c.id == file.id).values(expires_at=None))
         return self.delete_file(operator, file.id)

@@ -18,6 +18,14 @@ def verified(url: str) -> bool:
     return not url.startswith(("https://127.", "https://[::1]", "https://localhost"))
 
 
+def told(response: httpx.Response) -> str:
+    """What an error says."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
+
+
 class Declined(StoreError):
     """What was sent will not do, now or later. Anything else may do."""
 
@@ -51,10 +59,7 @@ class StoreClient:
         if response.is_success:
             answer: Json = response.json()
             return answer
-        try:
-            message = str(response.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            message = response.text[:200]
+        message = told(response)
         if response.status_code in (400, 413):
             raise Declined(message)
         raise StoreError(f"{method} {path}: HTTP {response.status_code}: {message}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import IO
+
 import anyio.to_thread
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -11,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive
 
 from lmtower.stores import shapes
-from lmtower.stores.access import Caller
+from lmtower.stores.access import Caller, Record
 from lmtower.stores.call import Call, Handler, reply
 from lmtower.stores.faults import ApiError, invalid
 from lmtower.stores.requests import Purpose, file_name
@@ -39,13 +41,17 @@ async def upload(service: Service, caller: Caller, request: Request) -> Response
             ttl = _ttl(str(form.get("expires_after[seconds]", "")))
             if (file.size or 0) > limit:
                 raise _too_large(limit)
-            sha256, size = await anyio.to_thread.run_sync(service.blobs.put, file.file)
+            row = await anyio.to_thread.run_sync(_keep, service, caller, file.file, name, purpose, ttl)
     except (MultiPartException, HTTPException) as exc:
         raise invalid(
             f"The form cannot be read: {exc.detail if isinstance(exc, HTTPException) else exc.message}"
         ) from exc
-    row = await anyio.to_thread.run_sync(service.catalogue.add_file, caller, name, purpose, size, sha256, ttl)
     return reply(shapes.file(row))
+
+
+def _keep(service: Service, caller: Caller, file: IO[bytes], name: str, purpose: str, ttl: int | None) -> Record:
+    with service.blobs.put(file) as (sha256, size):
+        return service.catalogue.add_file(caller, name, purpose, size, sha256, ttl)
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:
@@ -97,9 +103,8 @@ def content(call: Call) -> Response:
 
 def delete_file(call: Call) -> Response:
     file_id = call.path["file_id"]
-    unused = call.service.catalogue.delete_file(call.caller, file_id)
-    if unused is not None:
-        call.service.blobs.delete(unused)
+    content = call.service.catalogue.delete_file(call.caller, file_id)
+    call.service.blobs.delete(content, call.service.catalogue.needs)
     call.service.pipeline.poke()
     return reply(shapes.deleted(file_id, "file"))
 

@@ -191,9 +191,13 @@ class Pipeline:
         store = self._jobs.store(batch.store_id)
         if store is None:
             return
-        if not self._model_fits(store.id, store.probe):
-            entries = self._jobs.owners(batch.store_id, batch.texts)
-            self._jobs.failed(entries, "server_error", changed_model(store.name, store.model, self._embedder))
+        refusal = ""
+        if not self._vectors.legible(table_name(store.id, store.generation)):
+            refusal = other_version(store.name)
+        elif not self._model_fits(store.id, store.probe):
+            refusal = changed_model(store.name, store.model, self._embedder)
+        if refusal:
+            self._jobs.failed(self._jobs.owners(batch.store_id, batch.texts), "server_error", refusal)
             return
         # in this order: what leaves SQL between the two questions is in LanceDB by then
         known = self._jobs.known(store.id, batch.texts)
@@ -296,7 +300,7 @@ class Pipeline:
         if now - self._swept > SWEEP_SECONDS:
             self._swept = now
             for digest in self._catalogue.sweep():
-                self._blobs.delete(digest)
+                self._blobs.delete(digest, self._catalogue.needs)
 
 
 def changed_model(store: str, model: str | None, embedder: Embedder) -> str:
@@ -304,3 +308,7 @@ def changed_model(store: str, model: str | None, embedder: Embedder) -> str:
         f"Store {store!r} was embedded by {model or 'another model'}; {embedder.personas.document!r} answers now as a "
         f"different model ({embedder.personas.model}). Embed it again: lmtower store rebuild {store}"
     )
+
+
+def other_version(store: str) -> str:
+    return f"Store {store!r} was written by another version of lmtower. Embed it again: lmtower store rebuild {store}"

@@ -16,7 +16,7 @@ from lmtower.stores.embed import Embedder, Limited, Rejected, Unavailable, same_
 from lmtower.stores.faults import ApiError
 from lmtower.stores.filters import Predicate
 from lmtower.stores.fusion import fuse
-from lmtower.stores.pipeline import Pipeline, changed_model
+from lmtower.stores.pipeline import Pipeline, changed_model, other_version
 from lmtower.stores.snapshot import Floats, Passage, Ranked, Snapshot, wait
 from lmtower.stores.vectors import Vectors, table_name
 
@@ -26,6 +26,7 @@ Key = tuple[str, int]  # store, row of its snapshot
 # so many candidates of each ranking are fused: a hit that is middling in both can still win. 30 instead of 20 change
 # recall@10 by less than 0.01 (`benchmarks/retrieval.py`) and cost a search at 100,000 chunks a tenth of its time
 CANDIDATES = 20
+RERANKED = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,14 @@ class _Searched:
     store: Store
     snapshot: Snapshot
     entries: list[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The first of the questions, and how near it is to what the search by vector found."""
+
+    vector: Floats
+    cosines: Mapping[Key, float]
 
 
 @dataclass(slots=True)
@@ -111,6 +120,8 @@ class Searcher:
     def _check(self, store: Store) -> None:
         if self.catalogue.expired(store):
             raise ApiError(400, f"Vector store {store.id!r} has expired.", code="expired")
+        if not self.vectors.legible(table_name(store.id, store.generation)):
+            raise ApiError(409, other_version(store.name), code="store_outdated")
         try:
             fits = store.probe is None or same_model(store.probe, self.pipeline.current_probe())
         except Unavailable as exc:
@@ -124,7 +135,9 @@ class Searcher:
             return []
         vectors = [self.embedder.query(text, client) for text in question.queries]
         weight = self.vector_weight if question.vector_weight is None else question.vector_weight
-        depth = max(CANDIDATES, 2 * question.limit)
+        rerank = question.rerank and self.embedder.personas.rerank is not None
+        wanted = max(RERANKED, question.limit) if rerank else question.limit
+        depth = max(CANDIDATES, 2 * question.limit, wanted)
         # what weighs nothing is not searched
         near = [_ranked(searched, Snapshot.by_vector, vector, depth) for vector in vectors if weight]
         worded = [
@@ -134,8 +147,8 @@ class Searcher:
         words = {key: score for ranking in rankings[len(near) :] for key, score in reversed(ranking)}
         weights = [weight] * len(near) + [question.words_weight] * len(worded)
         fused = fuse([[key for key, _ in ranking] for ranking in rankings], weights)
-        wanted = CANDIDATES if question.rerank and self.embedder.personas.rerank else question.limit
-        return self._hits(searched, fused, words, vectors[0], wanted)
+        cosines = dict(rankings[0]) if near else {}
+        return self._hits(searched, fused, words, _Asked(vectors[0], cosines), wanted)
 
     def _searched(self, stores: Sequence[Store], predicate: Predicate | None) -> list[_Searched]:
         """Those of the stores in which something can be found."""
@@ -153,11 +166,11 @@ class Searcher:
         searched: Sequence[_Searched],
         fused: Sequence[tuple[Key, float]],
         words: Mapping[Key, float],
-        vector: Floats,
+        asked: _Asked,
         wanted: int,
     ) -> list[Hit]:
         """The first ``wanted`` chunks whose file is done and still there, each text once."""
-        backgrounds = {one.store.id: self._background(one.store, vector) for one in searched}
+        backgrounds = {one.store.id: self._background(one.store, asked.vector) for one in searched}
         hits: list[Hit] = []
         texts: set[str] = set()
         # rows are read as many as are wanted at a time: mostly once
@@ -165,7 +178,7 @@ class Searcher:
             part = fused[start : start + wanted]
             found: dict[Key, tuple[Passage, Row[Any]]] = {}
             for one in searched:
-                found |= self._found(one, [key for key, _ in part if key[0] == one.store.id], vector)
+                found |= self._found(one, [key for key, _ in part if key[0] == one.store.id], asked)
             for key, score in part:
                 if key not in found or found[key][0].text in texts:
                     continue
@@ -178,9 +191,10 @@ class Searcher:
                 break
         return hits[:wanted]
 
-    def _found(self, one: _Searched, keys: Sequence[Key], vector: Floats) -> dict[Key, tuple[Passage, Row[Any]]]:
+    def _found(self, one: _Searched, keys: Sequence[Key], asked: _Asked) -> dict[Key, tuple[Passage, Row[Any]]]:
         """Passages with their files, as far as these may be shown."""
-        passages = one.snapshot.passages([row for _, row in keys], vector)
+        known = {key[1]: asked.cosines[key] for key in keys if key in asked.cosines}
+        passages = wait(one.snapshot.passages([row for _, row in keys], asked.vector, known))
         files = self.catalogue.findable(one.store.id, {passage.place.entry for passage in passages.values()})
         return {
             (one.store.id, row): (passage, files[passage.place.entry])
@@ -203,7 +217,7 @@ class Searcher:
         return [seq for seq, row in self.catalogue.findable(store.id).items() if predicate(row.attributes)]
 
     def _reranked(self, hits: list[Hit], question: Question, client: str) -> list[Hit]:
-        texts = [hit.passage.text for hit in hits[:CANDIDATES]]
+        texts = [hit.passage.text for hit in hits]
         ranked = self.embedder.rerank(question.queries[0], texts, client)
         return [replace(hits[index], score=score, rerank_score=score) for index, score in ranked if index < len(texts)]
 

@@ -9,7 +9,8 @@ renumbers rows.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Sequence
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -87,22 +88,31 @@ class Snapshot:
         found = await search.with_row_id().select(["_rowid", "_score"]).to_arrow()
         return list(zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
-    def passages(self, rows: Sequence[int], query: Floats) -> dict[int, Passage]:
-        """The chunks at these rows."""
+    async def passages(self, rows: Sequence[int], query: Floats, known: Mapping[int, float]) -> dict[int, Passage]:
+        """The chunks at these rows. ``known`` has the cosines that ``by_vector`` found.
+
+        Vectors are most of a table: reading those of ten rows costs as much as their texts and places together.
+        """
         if not rows:
             return {}
-        taken = self.table.take_row_ids(list(rows)).with_row_id().select(["_rowid", "place", "text", "vector"])
-        found = wait(taken.to_arrow())
+        unknown = [row for row in rows if row not in known]
+        shown = self.table.take_row_ids(list(rows)).with_row_id().select(["_rowid", "place", "text"]).to_arrow()
+        found, cosines = await asyncio.gather(shown, self._cosines(unknown, query))
+        cosines |= {row: known[row] for row in rows if row in known}
+        places = [msgspec.json.decode(text, type=Place) for text in found["place"].to_pylist()]
+        return {
+            row: Passage(place, text[place.lead :], cosines[row])
+            for row, place, text in zip(found["_rowid"].to_pylist(), places, found["text"].to_pylist(), strict=True)
+        }
+
+    async def _cosines(self, rows: list[int], query: Floats) -> dict[int, float]:
+        if not rows:
+            return {}
+        found = await self.table.take_row_ids(rows).with_row_id().select(["_rowid", "vector"]).to_arrow()
         vectors = matrix(found)
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
         cosines = (vectors @ query / np.maximum(norms, 1e-12)).tolist()
-        places = [msgspec.json.decode(text, type=Place) for text in found["place"].to_pylist()]
-        return {
-            row: Passage(place, text[place.lead :], cosine)
-            for row, place, text, cosine in zip(
-                found["_rowid"].to_pylist(), places, found["text"].to_pylist(), cosines, strict=True
-            )
-        }
+        return dict(zip(found["_rowid"].to_pylist(), cosines, strict=True))
 
     def vectors(self, offsets: Sequence[int]) -> Floats:
         """The vectors of the rows at these places, in the order of the table."""

@@ -33,6 +33,7 @@ SAMPLE_ROWS = 256
 SAMPLE_FROM_ROWS = 64
 KEPT = timedelta(minutes=2)
 SHARED_SECONDS = 5.0
+COLUMNS = ("entry", "hash", "place", "text", "vector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Vectors:
         self._snapshots: dict[str, tuple[float, Snapshot]] = {}
         self._seen: dict[str, Seen] = {}
         self._samples: dict[str, tuple[int, Floats]] = {}
+        self._legible: set[str] = set()
         self._lock = threading.Lock()
 
     def add(self, name: str, rows: Sequence[Row]) -> None:
@@ -123,10 +125,21 @@ class Vectors:
             self._snapshots.pop(name, None)
             self._samples.pop(name, None)
             self._seen.pop(name, None)
+            self._legible.discard(name)
             try:
                 self._database.drop_table(name)
             except (FileNotFoundError, ValueError):
                 return
+
+    def legible(self, name: str) -> bool:
+        """Whether a table has the columns of this version of lmtower. One that does not exist yet will have."""
+        if name in self._legible:
+            return True
+        table = self._open(name)
+        if table is not None and tuple(table.schema.names) != COLUMNS:
+            return False
+        self._legible.add(name)
+        return True
 
     def count(self, name: str) -> int:
         table = self._open(name)
@@ -265,12 +278,11 @@ def _arrow(rows: Sequence[Row]) -> pa.Table:
     values = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
     dimensions = len(values) // len(rows)
     places = [Place(row.entry, row.number, row.lead, row.page, row.heading, row.start, row.end) for row in rows]
-    return pa.table(
-        {
-            "entry": pa.array([row.entry for row in rows], pa.int64()),
-            "hash": pa.array([row.hash for row in rows], pa.string()),
-            "place": pa.array([msgspec.json.encode(place).decode() for place in places], pa.string()),
-            "text": pa.array([row.text for row in rows], pa.string()),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), dimensions),
-        }
+    columns = (
+        pa.array([row.entry for row in rows], pa.int64()),
+        pa.array([row.hash for row in rows], pa.string()),
+        pa.array([msgspec.json.encode(place).decode() for place in places], pa.string()),
+        pa.array([row.text for row in rows], pa.string()),
+        pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), dimensions),
     )
+    return pa.table(dict(zip(COLUMNS, columns, strict=True)))

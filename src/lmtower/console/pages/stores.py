@@ -131,7 +131,7 @@ async def _call(console: Console, method: str, path: str, **more: Any) -> Json:
     try:
         reply = await console.web.request(method, url + path, headers=headers, **more)
     except httpx.HTTPError as exc:
-        raise StoreError(f"the store service at {url} does not answer ({exc or type(exc).__name__}).") from exc
+        raise StoreError(f"the store service at {url} does not answer ({str(exc) or type(exc).__name__}).") from exc
     if not reply.is_success:
         raise StoreError(message_of(reply.status_code, reply.text))
     answer: Json = reply.json()
