@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmtower.personas.busters import Busters, Change
+from lmtower.personas.busters import Busters, Change, Conversation, Seen, look
 from lmtower.wire import top as tops
 
 SYSTEM = {"role": "system", "content": "You are careful. " * 60}
@@ -16,7 +16,16 @@ TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
 
 
 def see(busters: Busters, protocol: str = "chat", **body: Any) -> Change | None:
-    return busters.see("s", "plan", protocol, tops.split(json.dumps(body).encode()))
+    return busters.see("s", "plan", seen_of(protocol, body))
+
+
+def seen_of(protocol: str, body: dict[str, Any], earlier: Seen | None = None, said: int = 0) -> Seen:
+    turns = body["input" if protocol == "responses" else "messages"]
+    new = [json.dumps(turn).encode() for turn in turns[said:]]
+    conversation = Conversation([(text, len(text)) for text in new], earlier, said)
+    seen = look(protocol, tops.split(json.dumps(body).encode()), conversation)
+    assert seen is not None
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -60,12 +69,22 @@ def test_other_dialects_are_compared_in_their_own_fields(protocol: str) -> None:
     assert found.span == "system"
 
 
+@pytest.mark.parametrize(("protocol", "field"), [("chat", "messages"), ("messages", "messages"), ("responses", "input")])
+def test_what_an_earlier_request_said_is_not_looked_at_again(protocol: str, field: str) -> None:
+    """The hashes of the known messages and of the new ones are those of a look at everything."""
+    turns = [SYSTEM, *TURN]
+    whole = {"instructions": "a", "system": "b", "tools": [1], field: turns}
+    for said in range(1, len(turns) + 1):
+        earlier = seen_of(protocol, {field: [*turns[:said], {"role": "x"}]})
+        assert seen_of(protocol, whole, earlier, said) == seen_of(protocol, whole)
+
+
 def test_memory_is_bounded_and_holds_no_text() -> None:
     """Hashes only, of the latest sessions only."""
     busters = Busters(most=3)
     for number in range(10):
-        top = tops.split(json.dumps({"messages": [{"role": "user", "content": "a secret sentence"}]}).encode())
-        busters.see(f"s{number}", "plan", "chat", top)
+        body = {"messages": [{"role": "user", "content": "a secret sentence"}]}
+        busters.see(f"s{number}", "plan", seen_of("chat", body))
     assert len(busters) == 3
     assert b"secret" not in pickle.dumps(busters)
     assert busters.report("s9")[0]["requests"] == 1

@@ -144,7 +144,8 @@ class Handler:
         if caller.coding:
             await coding.decode(request, caller.coding, caller.snapshot.tower.gateway.max_body)
             flow.body_bytes = len(request.body)
-        top = tops.split(request.body)
+        opened = self.intake.open(flow.client.id, flow.protocol, request.body)
+        top = opened.abridged.top
         way = self._way(flow, caller, top)
         persona = flow.persona = way.persona
         flow.end_user = caller.end_user or identity.field(top, "user")
@@ -152,7 +153,7 @@ class Handler:
         opening = None
         if flow.protocol == "responses":
             opening = self.remembered.open(flow.client.id, top, caller.snapshot.tower.gateway.keep_responses)
-        rules = await self.intake.take(flow, top, persona)
+        rules = await self.intake.take(flow, opened, persona)
         found = await self.knowledge.search(flow, top, persona) if persona.stores or "tools" in top else None
         prepared = prepare(flow.protocol, top, persona, flow.asked, flow.request_id)
         if prepared.local is not None:

@@ -11,12 +11,15 @@ import secrets
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import msgspec
+
 from lmtower import guard
 from lmtower.gateway import fetching
+from lmtower.gateway.beginnings import Beginnings, Opened
 from lmtower.gateway.flow import Flow
 from lmtower.guard import Rules, Strict, ToolCache
 from lmtower.personas import CompiledPersona, Prepared
-from lmtower.personas.busters import Busters
+from lmtower.personas.busters import Busters, Conversation, Seen, look
 from lmtower.telemetry.families import CACHE_BUSTERS
 from lmtower.telemetry.metrics import Metrics
 from lmtower.wire import images
@@ -38,49 +41,77 @@ _FIELDS: Mapping[str, tuple[str, Callable[[bytes, list[Item] | None], bytes]]] =
     }
 )
 """Protocol -> the field that holds the conversation, and how its replayed tool calls are mended."""
+_items = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Intake:
-    """Shared by all requests; keeps compiled tool schemas, bounded."""
+    """Shared by all requests; keeps compiled tool schemas and the bodies of conversations, bounded."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.busters = Busters()
         self.tools = ToolCache()
+        self.beginnings = Beginnings()
         self._pixels = asyncio.Semaphore(2)
         """Decoded images are large: two requests' at a time."""
 
-    async def take(self, flow: Flow, top: Top, persona: CompiledPersona) -> Rules | None:
+    def open(self, client: str, protocol: str, body: bytes) -> Opened:
+        """Read a body at its top level. Raises Fault(400) when it is not one JSON object."""
+        return self.beginnings.open(client, _FIELDS[protocol][0] if protocol in _FIELDS else "", body)
+
+    async def take(self, flow: Flow, opened: Opened, persona: CompiledPersona) -> Rules | None:
         """Mend and check the body in place. Returns what strict tool calling must hold to, if the persona is strict.
 
         Raises Fault for images that may not be sent.
         """
-        if flow.session:
-            change = self.busters.see(flow.session, persona.name, flow.protocol, top, flow.request_id)
-            if change is not None:
-                self.metrics.count(CACHE_BUSTERS, persona.name, change.span)
+        top = opened.abridged.top
         found = _FIELDS.get(flow.protocol)
         if found is None or not tops.given(top, found[0]):
             return None
         field, clean = found
-        raw = bytes(top[field])
-        if not is_plain(raw):
-            items = read(raw)
-            mended = clean(raw, items)
-            mended = await self._images(flow, mended, persona, items if mended is raw else None)
-            if mended is not raw:
-                top[field] = mended
+        seen = self._see(flow, opened, persona, field) if flow.session else None
+        short = opened.abridged.short(field)
+        if opened.large or not is_plain(short):
+            items = read(short)
+            mended = clean(short, items)
+            checked = await self._images(flow, opened, mended, persona, items if mended is short else None)
+            if checked is not short:
+                top[field] = opened.abridged.whole(checked)
+            elif items is not None and not flow.images:
+                self.beginnings.keep(opened, len(items), seen)  # plain: the next request need not be read so far
         return guard.rules_of(top, self.tools) if persona.tools == "strict" else None
 
-    async def _images(self, flow: Flow, raw: bytes, persona: CompiledPersona, items: list[Item] | None) -> bytes:
-        found = images.find(raw, items)
+    def _see(self, flow: Flow, opened: Opened, persona: CompiledPersona, field: str) -> Seen | None:
+        """Look for what breaks the prefix cache of the session."""
+        abridged, known = opened.abridged, opened.known
+        try:
+            raws = _items.decode(abridged.short(field))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raws = []  # a text
+        new = [abridged.stamped(bytes(raw)) for raw in raws]
+        conversation = Conversation(new)
+        if known is not None and abridged.begins(field):
+            if known.seen is not None:
+                conversation = Conversation(new[1:], known.seen, opened.said)
+            else:
+                conversation = Conversation([(bytes(raw), len(raw)) for raw in _items.decode(abridged.top[field])])
+        seen = look(flow.protocol, abridged.top, conversation)
+        change = self.busters.see(flow.session, persona.name, seen, flow.request_id) if seen is not None else None
+        if change is not None:
+            self.metrics.count(CACHE_BUSTERS, persona.name, change.span)
+        return seen
+
+    async def _images(
+        self, flow: Flow, opened: Opened, raw: bytes, persona: CompiledPersona, items: list[Item] | None
+    ) -> bytes:
+        found = images.find(raw, items, opened.abridged.rest)
         if found is None:
             return raw
         images.check(found, persona.images, persona.image_hosts)
         fetched = await fetching.inline(found, persona.image_hosts, persona.images.max_bytes)
         flow.images = len(found.pictures)
         # Base64 is no text: the estimate of tokens by bytes must not see it.
-        flow.body_bytes -= sum(len(str(picture.holder[picture.key])) for picture in found.pictures)
+        flow.body_bytes -= sum(picture.size for picture in found.pictures)
         side = persona.images.max_side
         changed = 0
         if side:

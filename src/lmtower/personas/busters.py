@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import msgspec
+from typing import Any, NamedTuple
 
 from lmtower.wire import top as tops
 from lmtower.wire.top import Top
@@ -22,7 +21,6 @@ from lmtower.wire.top import Top
 BLOCK_BYTES = 256
 _MOST_MESSAGES = 2000
 _KEPT_CHANGES = 20
-_decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
 SPANS = ("tools", "system", "history")
 
 
@@ -38,7 +36,9 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
+    """What is kept of one request: hashes and lengths. Those of messages leave a chat's first one out: the system."""
+
     tools: bytes
     tools_bytes: int
     system: tuple[bytes, ...]
@@ -52,7 +52,7 @@ class Session:
 
     persona: str
     requests: int = 0
-    last: _Seen | None = None
+    last: Seen | None = None
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=_KEPT_CHANGES))
 
 
@@ -66,11 +66,8 @@ class Busters:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def see(self, session: str, persona: str, protocol: str, top: Top, request_id: str = "") -> Change | None:
+    def see(self, session: str, persona: str, seen: Seen, request_id: str = "") -> Change | None:
         """Take a request in. Returns what its prefix does not share with the session's last request."""
-        seen = _look(protocol, top)
-        if seen is None:
-            return None
         key = (session, persona)
         found = self._sessions.setdefault(key, Session(persona))
         self._sessions.move_to_end(key)
@@ -97,38 +94,49 @@ class Busters:
         ]
 
 
-def _look(protocol: str, top: Top) -> _Seen | None:
-    """Hashes of a request, in the order of a chat template; None when it has no conversation."""
-    name = "input" if protocol == "responses" else "messages"
-    raw = top.get(name)
-    if raw is None or protocol not in ("chat", "messages", "responses"):
+Message = tuple[bytes, int]
+"""A message's text, in which stamps may stand for long parts, and its length without them."""
+
+
+class Conversation(NamedTuple):
+    """The messages or input items of a request: ``new`` ones after the first ``said`` of an earlier request."""
+
+    new: Sequence[Message]
+    seen: Seen | None = None
+    """What was seen of the earlier request."""
+    said: int = 0
+
+
+def look(protocol: str, top: Top, conversation: Conversation) -> Seen | None:
+    """Hashes of a request, in the order of a chat template; None for protocols without conversations."""
+    if protocol not in ("chat", "messages", "responses"):
         return None
-    messages = _messages(raw)
+    new, earlier, said = conversation
+    tools = bytes(memoryview(top["tools"])) if tops.given(top, "tools") else b""
     system_name = {"messages": "system", "responses": "instructions"}.get(protocol)
     if system_name is not None:
         system = bytes(memoryview(top[system_name])) if tops.given(top, system_name) else b""
-    else:
-        system = bytes(messages[0]) if messages else b""
-        messages = messages[1:]
-    tools = bytes(memoryview(top["tools"])) if tops.given(top, "tools") else b""
-    seen = tuple((_hash(message), len(message)) for message in messages)
+        return _seen(tools, system, _hashes(new) if earlier is None else earlier.messages[:said] + _hashes(new))
+    if earlier is None:
+        return _seen(tools, new[0][0] if new else b"", _hashes(new[1:]))
+    messages = earlier.messages[: said - 1] + _hashes(new)
+    return Seen(_hash(tools), len(tools), earlier.system, earlier.system_bytes, messages[:_MOST_MESSAGES])
+
+
+def _seen(tools: bytes, system: bytes, messages: tuple[tuple[bytes, int], ...]) -> Seen:
     blocks = tuple(_hash(system[at : at + BLOCK_BYTES]) for at in range(0, len(system), BLOCK_BYTES))
-    return _Seen(_hash(tools), len(tools), blocks, len(system), seen)
+    return Seen(_hash(tools), len(tools), blocks, len(system), messages[:_MOST_MESSAGES])
 
 
-def _messages(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
-    """The first of the messages or input items, as raw JSON; none when the field is a text."""
-    try:
-        return _decode(raw)[:_MOST_MESSAGES]
-    except msgspec.DecodeError:
-        return []
+def _hashes(messages: Sequence[Message]) -> tuple[tuple[bytes, int], ...]:
+    return tuple((_hash(text), length) for text, length in messages)
 
 
-def _hash(data: bytes | msgspec.Raw) -> bytes:
-    return hashlib.blake2b(data, digest_size=8).digest()
+def _hash(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:8]  # most processors have instructions for it: twice as fast as BLAKE2
 
 
-def _compare(before: _Seen, now: _Seen, request_id: str) -> Change | None:
+def _compare(before: Seen, now: Seen, request_id: str) -> Change | None:
     shared = before.tools_bytes + before.system_bytes + sum(size for _, size in before.messages)
     if before.tools != now.tools:
         return Change("tools", "tools", 0, shared, request_id)

@@ -14,7 +14,6 @@ import msgspec
 
 from lmtower.personas.compile import CompiledPersona
 from lmtower.personas.rules import Trace
-from lmtower.wire import scan
 from lmtower.wire import top as tops
 from lmtower.wire.top import Top
 
@@ -119,9 +118,14 @@ def _without(text: str, patterns: tuple[str, ...]) -> str:
     return text if len(kept) == len(lines) else "\n".join(kept)
 
 
+_NEXT = re.compile(rb'\}\s*,\s*\{\s*"\w')
+"""Where another object follows: within a text its quote would be escaped."""
+
+
 def _first(raw: memoryview) -> bytes:
-    start = scan.first_item(raw)
-    return bytes(raw[start : scan.skip_value(raw, start)]) if start is not None else b""
+    """All of the first message, if its content is a text, and perhaps more."""
+    following = _NEXT.search(raw)
+    return bytes(raw[: following.start()] if following else raw)
 
 
 @cache

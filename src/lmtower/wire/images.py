@@ -12,7 +12,7 @@ import base64
 import binascii
 import ipaddress
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,25 +25,46 @@ from lmtower.wire.faults import Fault
 from lmtower.wire.items import Item, read
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_HEADER = 64 * 1024
+"""So much of an image's text nearly always says its size."""
+Rest = Callable[[str], tuple[str, memoryview]]
 _URL_KEYS = ("image_url", "video_url", "audio_url", "file_url", "url")
 
 
 @dataclass(slots=True)
 class Picture:
-    """One image: where it sits (``holder[key]`` is its URL or base64 text) and what it holds."""
+    """One image: where it sits (``holder[key]`` is its URL or base64 text) and what it holds.
+
+    Of data that was cut out of a large body (``wire.abridged``), ``url`` is the beginning and ``rest`` the rest.
+    """
 
     holder: dict[str, Any]
     key: str
     url: str
     message: int
+    rest: memoryview = memoryview(b"")
 
     @property
     def inline(self) -> bool:
         return self.url.startswith("data:") or self.key == "data"
 
+    @property
+    def size(self) -> int:
+        """The length of its URL or base64 text."""
+        return len(self.url) + len(self.rest)
+
+    def base64(self, most: int | None = None) -> bytes | None:
+        """The image's base64 text, or (``most``) its beginning; None for an image behind a URL and for other media."""
+        text = self.url
+        if self.key != "data":
+            if not text.startswith("data:image/"):
+                return None
+            text = text.partition(",")[2]
+        return text.encode("ascii") + bytes(self.rest[:most])
+
     def replace(self, media_type: str, data: bytes) -> None:
         """Put another image in its place."""
-        self.url = base64.b64encode(data).decode("ascii")
+        self.url, self.rest = base64.b64encode(data).decode("ascii"), memoryview(b"")
         if self.key == "url" and self.holder.get("type") == "url":  # Anthropic's source
             self.key = "data"
             self.holder.pop("url")
@@ -70,10 +91,15 @@ class Found:
         return b"[" + b",".join(self.raws) + b"]"
 
 
-def find(raw: bytes, items: list[Item] | None = None) -> Found | None:
+def _nothing_cut(text: str) -> tuple[str, memoryview]:
+    return text, memoryview(b"")
+
+
+def find(raw: bytes, items: list[Item] | None = None, rest: Rest = _nothing_cut) -> Found | None:
     """All media in ``messages`` or ``input``; None when there are none. Raises Fault(400) on broken JSON.
 
-    ``items``: what ``items.read`` made of the field, if the caller has it already.
+    ``items``: what ``items.read`` made of the field, if the caller has it already. ``rest`` is that of its body
+    if ``raw`` is abridged (``wire.abridged``).
     """
     if raw.lstrip()[:1] != b"[":
         return None
@@ -87,6 +113,10 @@ def find(raw: bytes, items: list[Item] | None = None) -> Found | None:
         for index in range(len(raws)) if holders is None else holders:
             message = msgspec.json.decode(raws[index])
             pictures = list(_pictures(message, index))
+            for picture in pictures:
+                picture.url, picture.rest = rest(picture.url)
+                if not picture.inline:
+                    picture.url, picture.rest = picture.url + str(picture.rest, "utf-8", "replace"), memoryview(b"")
             if pictures:
                 found.messages[index] = message
                 found.pictures.extend(pictures)
@@ -127,7 +157,7 @@ def check(found: Found, limits: Images, hosts: tuple[str, ...]) -> None:
     for picture in found.pictures:
         if not picture.inline:
             check_url(picture.url, hosts)
-        if limits.max_bytes is not None and picture.inline and len(picture.url) * 3 // 4 > limits.max_bytes:
+        if limits.max_bytes is not None and picture.inline and picture.size * 3 // 4 > limits.max_bytes:
             raise Fault(413, "image_too_large", f"An image is larger than {limits.max_bytes} bytes.", param="messages")
     if limits.max_count is not None and len(found.pictures) > limits.max_count:
         raise Fault(
@@ -175,44 +205,44 @@ def shrink(found: Found, max_side: int) -> int:
 
     changed = 0
     for picture in found.pictures:
-        raw = _bytes_of(picture)
-        if raw is None:
-            continue
-        smaller = pixels.scaled(raw, max_side)
+        size = _dimensions(picture)
+        raw = None if size is not None and max(size) <= max_side else _bytes_of(picture)
+        smaller = pixels.scaled(raw, max_side) if raw is not None else None
         if smaller is not None:
             picture.replace(*smaller)
             changed += 1
     return changed
 
 
-def _bytes_of(picture: Picture) -> bytes | None:
-    """The image itself; None for one behind a URL or for other media."""
-    text = picture.url
-    if picture.key != "data":
-        if not text.startswith("data:image/"):
-            return None
-        text = text.partition(",")[2]
+def _dimensions(picture: Picture) -> tuple[int, int] | None:
+    """Width and height by the image's header; None for one behind a URL and for what is no image."""
+    from lmtower.wire import pixels
+
+    for most in (_HEADER, None):  # a long profile may come before the size
+        raw = _bytes_of(picture, most)
+        size = pixels.dimensions(raw) if raw is not None else None
+        if size is not None or raw is None or not picture.rest:
+            return size
+    return None
+
+
+def _bytes_of(picture: Picture, most: int | None = None) -> bytes | None:
+    """The image itself, or its beginning; None for one behind a URL or for other media."""
     try:
-        return base64.b64decode(text, validate=False)
+        text = picture.base64(most)
+        if text is None:
+            return None
+        return base64.b64decode(text[: len(text) // 4 * 4] if most else text, validate=False)
     except (binascii.Error, ValueError):
         raise Fault(400, "invalid_image", "An image is not valid base64.", param="messages") from None
 
 
 def tokens(found: Found, rule: ImageTokens | None) -> int:
     """Tokens of all inline images by the recipe's formula; 0 without one. Reads headers only."""
-    from lmtower.wire import pixels
-
     if rule is None:
         return 0
-    total = 0
-    for picture in found.pictures:
-        raw = _bytes_of(picture)
-        if raw is None:
-            continue
-        size = pixels.dimensions(raw)
-        if size is not None:
-            total += image_tokens(*size, rule)
-    return total
+    sizes = map(_dimensions, found.pictures)
+    return sum(image_tokens(*size, rule) for size in sizes if size is not None)
 
 
 def image_tokens(width: int, height: int, rule: ImageTokens) -> int:
