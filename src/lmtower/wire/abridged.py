@@ -162,5 +162,15 @@ def long_texts(body: bytes, start: int) -> list[Cut]:
     return found
 
 
+def without_long_texts(text: bytes) -> bytes:
+    """JSON text for a search for names and short values: what ``long_texts`` finds is left out."""
+    cuts = long_texts(text, 0)
+    if not cuts:
+        return text
+    ends = [0, *(cut.end for cut in cuts)]
+    starts = [*(cut.start for cut in cuts), len(text)]
+    return b"".join([text[end:start] for end, start in zip(ends, starts, strict=True)])
+
+
 def _mark(number: int, inside: bool) -> bytes:
     return b"%b%06d" % (_WORD, number) if inside else b'{"%b%06d":0}' % (_WORD, number)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from lmtower.wire import scan, sse, usage
+from lmtower.wire.abridged import without_long_texts
 from lmtower.wire.answers import objects, read_object
 from lmtower.wire.engine_faults import from_stream
 from lmtower.wire.faults import Fault
@@ -84,8 +85,8 @@ def _is_system(messages: memoryview, at: int) -> bool:
 
 def _later_system(messages: memoryview, first: int) -> int | None:
     """A system message that is not the first (few clients do this): the prompt joins it, for two break templates."""
-    text = bytes(messages)
-    if not any(role in text for role in _SYSTEM_ROLES):
+    text = without_long_texts(bytes(messages))
+    if all(text.find(role) < 0 for role in _SYSTEM_ROLES):
         return None
     return next((span.start for span in scan.items(messages) if _is_system(messages, span.start)), None)
 
