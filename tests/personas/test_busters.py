@@ -69,7 +69,9 @@ def test_other_dialects_are_compared_in_their_own_fields(protocol: str) -> None:
     assert found.span == "system"
 
 
-@pytest.mark.parametrize(("protocol", "field"), [("chat", "messages"), ("messages", "messages"), ("responses", "input")])
+@pytest.mark.parametrize(
+    ("protocol", "field"), [("chat", "messages"), ("messages", "messages"), ("responses", "input")]
+)
 def test_what_an_earlier_request_said_is_not_looked_at_again(protocol: str, field: str) -> None:
     """The hashes of the known messages and of the new ones are those of a look at everything."""
     turns = [SYSTEM, *TURN]

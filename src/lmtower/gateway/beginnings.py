@@ -16,6 +16,7 @@ next one is one JSON value: then it is between two elements of this list, and no
 from __future__ import annotations
 
 import re
+import secrets
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ import msgspec
 
 from lmtower.personas.busters import Seen
 from lmtower.wire import scan
-from lmtower.wire.abridged import LEAST_BYTES, Abridged, Cut, split
+from lmtower.wire.abridged import LEAST_BYTES, Abridged, Cut, Marks, split
 
 MOST_BYTES = 64 * 1024**2
 _OF_ONE_START = 4
@@ -33,7 +34,7 @@ _PLACES = 4
 _LONGEST = 64 * 1024
 """Of a message behind a known place."""
 _OPENING = re.compile(rb'(\{"\w+":)( ?)')
-"""Behind a text's closing quote JSON never goes on with a letter: in valid JSON this is an object with its first name."""
+"""Never the end of a text: behind its closing quote JSON does not go on with a letter."""
 _value = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -73,7 +74,8 @@ class Beginnings:
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most = most_bytes
-        self._bytes = 0
+        self._marks = Marks(b"m" + secrets.token_hex(12).encode())
+        self.bytes = 0
         self._kept: OrderedDict[tuple[str, str, bytes], list[Beginning]] = OrderedDict()
 
     def open(self, client: str, field: str, body: bytes) -> Opened:
@@ -82,11 +84,11 @@ class Beginnings:
         for known in self._kept.get(key, ()):
             for end, said in known.places:
                 if body.startswith(memoryview(known.body)[:end]):
-                    abridged = split(body, Cut(known.start, end, False))
+                    abridged = split(body, self._marks, Cut(known.start, end, False))
                     if abridged.begins(field):
                         return Opened(abridged, known, said, key)
                     break
-        return Opened(split(body), None, 0, key)
+        return Opened(split(body, self._marks), None, 0, key)
 
     def keep(self, opened: Opened, elements: int, seen: Seen | None) -> None:
         """Remember a plain body; ``elements`` is how many its conversation has as it was opened."""
@@ -100,10 +102,10 @@ class Beginnings:
         beginnings = self._kept.setdefault(opened.key, [])
         beginnings.insert(0, Beginning(body, begin, tuple(_places(body, begin, end, messages)), seen))
         self._kept.move_to_end(opened.key)
-        self._bytes += len(body)
+        self.bytes += len(body)
         if len(beginnings) > _OF_ONE_START:
             self._drop(opened.key, beginnings[-1])
-        while self._bytes > self._most:
+        while self.bytes > self._most:
             oldest = next(iter(self._kept))
             self._drop(oldest, self._kept[oldest][-1])
 
@@ -112,7 +114,7 @@ class Beginnings:
         for number, kept in enumerate(beginnings):
             if kept is beginning:
                 del beginnings[number]
-                self._bytes -= len(kept.body)
+                self.bytes -= len(kept.body)
         if not beginnings:
             self._kept.pop(key, None)
 

@@ -30,7 +30,6 @@ from lmtower.wire.items import Item, is_plain, read
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import Stopping
-from lmtower.wire.top import Top
 
 _FIELDS: Mapping[str, tuple[str, Callable[[bytes, list[Item] | None], bytes]]] = MappingProxyType(
     {

@@ -19,7 +19,6 @@ Marks hold a random word of this process, so nobody can write one into a body. T
 from __future__ import annotations
 
 import re
-import secrets
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,10 +34,6 @@ _SHOWN = 64
 """So much of a text stays: what a data URL says of itself."""
 _AFTER_A_TEXT = b" \t\r\n,:]}"
 
-_WORD = b"m" + secrets.token_hex(12).encode()
-_MARK = re.compile(rb'\{"%b(\d{6})":0\}|%b(\d{6})' % (_WORD, _WORD))
-_MARK_LENGTH = len(_WORD) + 6
-
 
 class Cut(NamedTuple):
     """``body[start:end]`` is cut out: whole elements of a list, or (``inside``) a part of a text."""
@@ -48,14 +43,30 @@ class Cut(NamedTuple):
     inside: bool
 
 
+class Marks:
+    """What stands for cuts: their number behind ``word`` (letters and digits that nobody can guess)."""
+
+    __slots__ = ("length", "pattern", "word")
+
+    def __init__(self, word: bytes) -> None:
+        self.word = word
+        self.pattern = re.compile(rb'\{"%b(\d{6})":0\}|%b(\d{6})' % (word, word))
+        self.length = len(word) + 6
+
+    def of(self, number: int, inside: bool) -> bytes:
+        """The mark of a cut inside of a text, or of elements."""
+        return b"%b%06d" % (self.word, number) if inside else b'{"%b%06d":0}' % (self.word, number)
+
+
 class Abridged:
     """A body read at its top level. ``top`` holds whole values; ``short`` shows a field with marks in it."""
 
-    __slots__ = ("_cuts", "_shorts", "body", "top")
+    __slots__ = ("_cuts", "_marks", "_shorts", "body", "top")
 
-    def __init__(self, body: bytes, top: Top, cuts: Sequence[Cut] = ()) -> None:
+    def __init__(self, body: bytes, top: Top, marks: Marks, cuts: Sequence[Cut] = ()) -> None:
         self.body = body
         self.top = top
+        self._marks = marks
         self._cuts = cuts
         self._shorts: dict[str, tuple[Any, bytes]] = {}
         for name, value in top.items() if cuts else ():
@@ -73,13 +84,13 @@ class Abridged:
 
     def whole(self, short: bytes) -> bytes:
         """A text with everything back in the place of its marks."""
-        if not self._cuts or short.find(_WORD) < 0:
+        if not self._cuts or short.find(self._marks.word) < 0:
             return short
-        return _MARK.sub(lambda mark: self.body[slice(*self._of(mark)[:2])], short)
+        return self._marks.pattern.sub(lambda mark: self.body[slice(*self._of(mark)[:2])], short)
 
     def stamped(self, short: bytes) -> tuple[bytes, int]:
         """A text with checksums in the place of its marks, and the length of the whole: enough to tell two apart."""
-        if not self._cuts or short.find(_WORD) < 0:
+        if not self._cuts or short.find(self._marks.word) < 0:
             return short, len(short)
         length = len(short)
 
@@ -89,14 +100,15 @@ class Abridged:
             length += cut.end - cut.start - len(mark[0])
             return b"%d:%08x" % (cut.end - cut.start, zlib.crc32(memoryview(self.body)[cut.start : cut.end]))
 
-        return _MARK.sub(stamp, short), length
+        return self._marks.pattern.sub(stamp, short), length
 
-    def rest(self, text: str) -> tuple[str, memoryview]:
+    def rest(self, text: str) -> tuple[str, bytes | memoryview]:
         """A decoded text that may end with a mark: what is shown of it, and what was cut off."""
-        if self._cuts and text[-_MARK_LENGTH:-6] == _WORD.decode():
+        length = self._marks.length
+        if self._cuts and text[-length:-6] == self._marks.word.decode():
             cut = self._cuts[int(text[-6:])]
-            return text[:-_MARK_LENGTH], memoryview(self.body)[cut.start : cut.end]
-        return text, memoryview(b"")
+            return text[:-length], memoryview(self.body)[cut.start : cut.end]
+        return text, b""
 
     def place(self, name: str) -> tuple[int, int] | None:
         """Where in the body a field with cuts lies; None for others."""
@@ -106,59 +118,58 @@ class Abridged:
     def begins(self, name: str) -> bool:
         """Whether the field is a list that begins with the first cut: elements which were said before."""
         found = self._shorts.get(name)
-        return found is not None and not self._cuts[0].inside and found[1].startswith(b"[" + _mark(0, False))
+        return found is not None and not self._cuts[0].inside and found[1].startswith(b"[" + self._marks.of(0, False))
 
     def _of(self, mark: re.Match[bytes]) -> Cut:
         return self._cuts[int(mark[1] or mark[2])]
 
     def _span(self, short: bytes) -> tuple[int, int] | None:
         """Where the text of a field lies in the body, reckoned from its first and last mark."""
-        first = _MARK.search(short) if short.find(_WORD) >= 0 else None
-        if first is None:
+        if short.find(self._marks.word) < 0:
             return None
-        last = first
-        for last in _MARK.finditer(short, first.end()):
-            pass
+        marks = list(self._marks.pattern.finditer(short))
+        first, last = marks[0], marks[-1]
         return self._of(first).start - first.start(), self._of(last).end + len(short) - last.end()
 
 
-def split(body: bytes, said: Cut | None = None) -> Abridged:
+def split(body: bytes, marks: Marks, said: Cut | None = None, step: int = _STEP) -> Abridged:
     """Read the top level of a body. ``said``: elements known from an earlier request. Raises Fault(400)."""
     cuts = [said] if said is not None else []
-    cuts += long_texts(body, said.end if said is not None else 0)
+    cuts += long_texts(body, said.end if said is not None else 0, step)
     if not cuts:
-        return Abridged(body, tops.split(body))
-    pieces, at = [], 0
+        return Abridged(body, tops.split(body), marks)
+    pieces: list[bytes] = []
+    at = 0
     for number, cut in enumerate(cuts):
-        pieces += (body[at : cut.start], _mark(number, cut.inside))
+        pieces += (body[at : cut.start], marks.of(number, cut.inside))
         at = cut.end
     pieces.append(body[at:])
     try:
         top = tops.split(b"".join(pieces))
     except Fault:
         top = {}
-    word = _WORD.decode()
-    if not top or any(len(name) > _SHOWN and word in name for name in top):
-        return Abridged(body, tops.split(body))  # which says where the body is broken
-    return Abridged(body, top, cuts)
+    word = marks.word.decode()
+    if not top or any(word in name for name in top):
+        return Abridged(body, tops.split(body), marks)  # which says where the body is broken
+    return Abridged(body, top, marks, cuts)
 
 
-def long_texts(body: bytes, start: int) -> list[Cut]:
+def long_texts(body: bytes, start: int, step: int = _STEP) -> list[Cut]:
     """The insides of long texts without escapes from ``start`` on. Finds all over twice the step, others by luck."""
     found: list[Cut] = []
-    at = start + _STEP
+    at = start + step
     while at < len(body):
         end = body.find(b'"', at)
         if end < 0:
             break
         opening = body.rfind(b'"', start, at)
-        if opening >= 0 and end - opening > _STEP // 2 and body[opening + 1] not in _AFTER_A_TEXT:
+        if opening >= 0 and end - opening > max(step // 2, 2 * _SHOWN) and body[opening + 1] not in _AFTER_A_TEXT:
             cut = opening + 1 + _SHOWN
             while body[cut] & 0xC0 == 0x80:  # not in the middle of a character
                 cut += 1
             if body.find(b"\\", opening, end) < 0:
                 found.append(Cut(cut, end, True))
-        start, at = end, end + _STEP
+        start, at = end, end + step
     return found
 
 
@@ -170,7 +181,3 @@ def without_long_texts(text: bytes) -> bytes:
     ends = [0, *(cut.end for cut in cuts)]
     starts = [*(cut.start for cut in cuts), len(text)]
     return b"".join([text[end:start] for end, start in zip(ends, starts, strict=True)])
-
-
-def _mark(number: int, inside: bool) -> bytes:
-    return b"%b%06d" % (_WORD, number) if inside else b'{"%b%06d":0}' % (_WORD, number)

@@ -27,7 +27,7 @@ from lmtower.wire.items import Item, read
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _HEADER = 64 * 1024
 """So much of an image's text nearly always says its size."""
-Rest = Callable[[str], tuple[str, memoryview]]
+Rest = Callable[[str], tuple[str, bytes | memoryview]]
 _URL_KEYS = ("image_url", "video_url", "audio_url", "file_url", "url")
 
 
@@ -42,7 +42,7 @@ class Picture:
     key: str
     url: str
     message: int
-    rest: memoryview = memoryview(b"")
+    rest: bytes | memoryview = b""
 
     @property
     def inline(self) -> bool:
@@ -64,7 +64,7 @@ class Picture:
 
     def replace(self, media_type: str, data: bytes) -> None:
         """Put another image in its place."""
-        self.url, self.rest = base64.b64encode(data).decode("ascii"), memoryview(b"")
+        self.url, self.rest = base64.b64encode(data).decode("ascii"), b""
         if self.key == "url" and self.holder.get("type") == "url":  # Anthropic's source
             self.key = "data"
             self.holder.pop("url")
@@ -91,8 +91,8 @@ class Found:
         return b"[" + b",".join(self.raws) + b"]"
 
 
-def _nothing_cut(text: str) -> tuple[str, memoryview]:
-    return text, memoryview(b"")
+def _nothing_cut(text: str) -> tuple[str, bytes]:
+    return text, b""
 
 
 def find(raw: bytes, items: list[Item] | None = None, rest: Rest = _nothing_cut) -> Found | None:
@@ -116,7 +116,7 @@ def find(raw: bytes, items: list[Item] | None = None, rest: Rest = _nothing_cut)
             for picture in pictures:
                 picture.url, picture.rest = rest(picture.url)
                 if not picture.inline:
-                    picture.url, picture.rest = picture.url + str(picture.rest, "utf-8", "replace"), memoryview(b"")
+                    picture.url, picture.rest = picture.url + str(picture.rest, "utf-8", "replace"), b""
             if pictures:
                 found.messages[index] = message
                 found.pictures.extend(pictures)
