@@ -97,6 +97,31 @@ async def test_errand_cancelled_while_it_runs_ends_where_it_waits_next() -> None
     assert (seen, errands[0].done) == (["still here", "cancelled"], True)
 
 
+@pytest.mark.parametrize("kind", ["turn", "future"])
+async def test_cancelled_errand_that_waits_again_is_not_woken_by_what_it_waited_for_before(kind: str) -> None:
+    """The next turn of the loop, or a future that was done just before: neither ends the second wait."""
+    seen: list[str] = []
+    signal, future = Signal(), asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        try:
+            await (asyncio.sleep(0) if kind == "turn" else future)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+        await signal
+        seen.append("woken")
+
+    errand = Errand(work())
+    errand.start()
+    future.set_result(None)
+    errand.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (seen, errand.done) == (["cancelled"], False)
+    signal.wake()
+    assert (seen, errand.done) == (["cancelled", "woken"], True)
+
+
 async def test_task_waits_for_a_signal_too() -> None:
     """Woken in a turn of its own, because a task cannot run inside of another one's step; cancelled as ever."""
     signal = Signal()

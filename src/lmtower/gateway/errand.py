@@ -22,12 +22,14 @@ from typing import Any
 class Errand:
     """Runs a coroutine. What the coroutine raises goes to whoever made it go on, so it should raise nothing."""
 
-    __slots__ = ("_cancelled", "_coroutine", "_running", "_waiting", "done")
+    __slots__ = ("_cancelled", "_coroutine", "_running", "_soon", "_waiting", "done")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self.done = False
         self._coroutine = coroutine
         self._waiting: Any = None
+        self._soon: asyncio.Handle | None = None
+        """The next step of one that waits for nothing but the next turn of the loop."""
         self._cancelled = False
         self._running = False
 
@@ -46,10 +48,13 @@ class Errand:
         if waiting is not None:
             waiting.remove_done_callback(self._go_on)
             waiting.cancel()
+        elif self._soon is not None:
+            self._soon.cancel()  # or it would wake what the coroutine waits for after it caught this
         self._step(self._coroutine.throw, asyncio.CancelledError())
 
-    def _go_on(self, _: object = None) -> None:
-        if not self.done:
+    def _go_on(self, waited: object = None) -> None:
+        # a future that was done before ``cancel`` still calls, when the coroutine may wait for something else
+        if waited is self._waiting and not self.done:
             self._step(self._coroutine.send, None)
 
     def _step(self, enter: Callable[[Any], Any], value: Any) -> None:
@@ -69,7 +74,7 @@ class Errand:
             self._running = False
         self._waiting = waiting
         if waiting is None:  # asyncio.sleep(0)
-            asyncio.get_running_loop().call_soon(self._go_on)
+            self._soon = asyncio.get_running_loop().call_soon(self._go_on)
         else:
             waiting._asyncio_future_blocking = False
             waiting.add_done_callback(self._go_on)
