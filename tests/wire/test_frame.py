@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmtower.wire.chat import ChatReply
 from lmtower.wire.frame import Frame
@@ -48,6 +50,17 @@ def test_several_events_in_one_read_are_all_renamed() -> None:
     assert reply.events == 4
 
 
+@given(st.lists(st.text(max_size=12) | st.just('","model":"served"'), min_size=1, max_size=6), st.integers(1, 6))
+def test_reads_of_any_size_give_the_same_bytes(texts: list[str], many: int) -> None:
+    """However many events a read holds, whatever they say: the bytes are those of single reads."""
+    events = [chunk(text) for text in texts]
+    runs = [b"".join(events[at : at + many]) for at in range(0, len(events), many)]
+    single, one = feed(chunk("first"), *events)
+    joined, other = feed(chunk("first"), *runs)
+    assert b"".join(joined) == b"".join(single)
+    assert other.events == one.events
+
+
 @pytest.mark.parametrize("extra", [',"reasoning":"hm"', ',"tool_calls":[{"index":0}]'])
 def test_what_needs_care_never_fits_the_frame(extra: str) -> None:
     """A chunk with another field beside the text is still looked at."""
@@ -70,4 +83,4 @@ def test_frame_is_not_learnt_from_an_event_with_an_escape_before_its_quote() -> 
     """A text that ends in a backslash leaves no frame behind."""
     frame = Frame(b'"text":"')
     frame.learn(b'data: {"text":"a\\\\"}\n\n', bytes)
-    assert frame.fits(b'data: {"text":"b"}\n\n') == 0
+    assert frame.renamed(b'data: {"text":"b"}\n\n') == (0, b"")

@@ -185,6 +185,9 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.used = False
         self._pool = pool
+        self._parts: list[bytes] = []
+        """Pieces of the body in the read that is being parsed: an engine makes a chunk of every token."""
+        self.on_body = self._parts.append
         self._parser = httptools.HttpResponseParser(self)
         self._parsing = False
         self._headers: dict[bytes, bytes] = {}
@@ -224,8 +227,20 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.transport.abort()
         except httptools.HttpParserError as exc:
+            self._hand_on()
             self._lost(f"the engine's answer is not HTTP: {exc}")
             self.transport.abort()
+        if self._parts:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give the call what was read of its body, as one piece."""
+        parts = self._parts
+        if parts:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            if self.call is not None:
+                self.call.read(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed, or we did."""
@@ -251,13 +266,9 @@ class Connection(asyncio.Protocol):
         if self.call is not None and status >= 200:
             self.call.began(status, self._headers)
 
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
-        if self.call is not None:
-            self.call.read(data)
-
     def on_message_complete(self) -> None:
         """The answer is complete: the connection may carry the next call."""
+        self._hand_on()
         call = self.call
         if call is None or call.status == 0:
             return

@@ -144,10 +144,10 @@ class ChatReply(Reply):
         frame = self._frame
         if frame is None:
             frame = self._frame = Frame(self._marker)
-        plain = frame.fits(run)
-        if plain:
-            self.events += plain
-            return frame.head + run[frame.size :] if plain == 1 else self.rename(run)
+        events, out = frame.renamed(run)
+        if events:
+            self.events += events
+            return out
         self.events += run.count(b"\n\n")
         if not _needs_care(run):
             frame.learn(run, self.rename)

@@ -15,12 +15,15 @@ from collections.abc import Callable
 class Frame:
     """``marker`` is what stands right before the text, up to its opening quote."""
 
-    __slots__ = ("_after", "_before", "_marker", "head", "size")
+    __slots__ = ("_after", "_before", "_between", "_marker", "_new_between", "head", "size")
 
     def __init__(self, marker: bytes) -> None:
         self._marker = marker
         self._before = b""
         self._after = b""
+        self._between = b""
+        """What stands between the texts of two events."""
+        self._new_between = b""
         self.head = b""
         """What is sent in place of the first ``size`` bytes of an event."""
         self.size = 0
@@ -34,19 +37,21 @@ class Frame:
         before, after = event[:text], event[quote:]
         if event[quote - 1] != 0x5C and rename(after) == after:
             self._before, self._after, self.head, self.size = before, after, rename(before), text
+            self._between, self._new_between = after + before, after + self.head
 
-    def fits(self, run: bytes) -> int:
-        """How many events the run is made of, if all of them have this frame; else 0."""
+    def renamed(self, run: bytes) -> tuple[int, bytes]:
+        """How many events the run is made of, and what is sent in its place; 0 if not all of them have this frame."""
         before, after = self._before, self._after
-        at, end, events = 0, len(run), 0
-        if not before:
-            return 0
-        while at < end:
-            if not run.startswith(before, at):
-                return 0
-            quote = run.find(b'"', at + len(before))
-            if not run.startswith(after, quote):
-                return 0
-            at = quote + len(after)
-            events += 1
-        return events
+        if not before or not run.startswith(before):
+            return 0, b""
+        quote = run.find(b'"', self.size)
+        if not run.startswith(after, quote):
+            return 0, b""
+        if quote + len(after) == len(run):
+            return 1, self.head + run[self.size :]
+        if not run.endswith(after):
+            return 0, b""
+        texts = run[self.size : -len(after)].split(self._between)
+        if b"".join(texts).find(b'"') >= 0:
+            return 0, b""
+        return len(texts), self.head + self._new_between.join(texts) + after
