@@ -573,7 +573,10 @@ async def test_gotcha_14_nothing_dangerous_passes_on_any_protocol(tmp_path: Path
         [request] = sent(engine)
     assert answer.status_code == 200, answer.text
     assert not (dangerous - {"documents"}) & request.json.keys()
-    assert {"prompt_logprobs", "return_token_ids", "enable_response_messages"} <= rules.DANGEROUS_TO_PROMPTS
+    named = "kv_transfer_params vllm_xargs priority cache_salt request_id allowed_local_media_path mm_processor_kwargs"
+    assert set(named.split()) <= dangerous
+    revealing = {"chat_template", "prompt_logprobs", "return_token_ids", "enable_response_messages"}
+    assert revealing <= rules.DANGEROUS_TO_PROMPTS
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages", "responses", "completions"])

@@ -157,7 +157,7 @@ class Handler:
         found = await self.knowledge.search(flow, top, persona) if persona.stores or "tools" in top else None
         prepared = prepare(flow.protocol, top, persona, flow.asked, flow.request_id)
         if prepared.local is not None:
-            flow.exchange.respond(200, [JSON, (b"x-request-id", flow.request_id.encode())], prepared.local)
+            flow.exchange.respond(200, [JSON, *flow.headers], prepared.local)
             return
         if opening is not None:
             echo(prepared.reply, opening)

@@ -139,8 +139,10 @@ class StrictMessagesReply(MessagesReply):
                 given, block["text"] = block.get("text"), ""
                 self._open = _Open(parsed)
                 return self._said(given) if given else b""
-        elif self._open is not None and kind == "content_block_delta" and _kind(parsed, "delta") == "text_delta":
-            return self._said(parsed["delta"].get("text"))
+        elif self._open is not None and kind == "content_block_delta":
+            if _kind(parsed, "delta") == "text_delta":
+                return self._said(parsed["delta"].get("text"))
+            return self._begun() + super().typed(kind, parsed, data)
         elif self._open is not None and kind == "content_block_stop":
             return self._closed(self._open, data)
         return self._ending(kind, parsed, data)
