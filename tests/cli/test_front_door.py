@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -105,6 +106,19 @@ def test_every_verb_has_help_and_a_group(name: str, capsys: Captured) -> None:
     shown = capsys.readouterr().out
     assert shown.startswith(f"Usage: lmtower {name}")
     assert COMMANDS[name].group in GROUPS
+
+
+def test_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """One sentence with what to do, wherever it was noticed."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/engine.key")
+
+    monkeypatch.setattr("lmtower.cli.app._run", fail)
+    assert main(["up"]) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device: '/data/engine.key'. Free space where the data folder is (--data-dir)." in said
+    assert "TRACEBACK" not in said
 
 
 def test_check_prints_counts_and_json(capsys: Captured) -> None:

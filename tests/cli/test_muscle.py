@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import stat
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from lmtower.cli.app import main
 from lmtower.cli.desired import desired_of, drivers_of, needs_of, observe
+from lmtower.cli.detached import hide_keys
 from lmtower.cli.engine_key import engine_key, existing_engine_key
 from lmtower.cli.fleet import Fleet
 from lmtower.cli.globals import Globals
+from lmtower.cli.kept import kept_secret
 from lmtower.cli.prefixes import prefix_requests
 from lmtower.cli.progress import Printer, diff_text
 from lmtower.cli.serve import serve
@@ -173,6 +177,56 @@ def test_engine_key_is_made_once_and_private(tmp_path: Path) -> None:
     key = engine_key(tmp_path)
     assert engine_key(tmp_path) == key
     assert stat.S_IMODE((tmp_path / "engine.key").stat().st_mode) == 0o600
+
+
+def test_secret_that_could_not_be_written_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk must not leave an empty key, with which every engine would be open; an empty file is no key."""
+    path = tmp_path / "engine.key"
+    path.touch()
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lmtower.cli.kept.secrets.token_urlsafe", full)
+        with pytest.raises(OSError, match="No space"):
+            kept_secret(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["engine.key"]
+    made = kept_secret(path)
+    assert len(made) >= 40
+    assert made == path.read_text("utf-8").strip() == kept_secret(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_first_key_does_not_stay_in_the_log_of_the_background(tmp_path: Path) -> None:
+    """It was shown to the person; in the file its place is filled with stars, and nothing else moves."""
+    log = tmp_path / "tower.log"
+    log.write_text(
+        "key      sk-lmt-YJky-MbLCUq2RmkMJCWkDRx3mIHuvIQcFfPJlDoVRCU\n  -H 'Bearer sk-lmt-" + "x" * 43 + "'\nend\n"
+    )
+    hide_keys(log)
+    assert log.read_text() == f"key      sk-lmt-{'*' * 43}\n  -H 'Bearer sk-lmt-{'*' * 43}'\nend\n"
+
+
+@pytest.mark.parametrize("verb", ["pull", "logs", "restart"])
+def test_engine_that_is_not_in_the_file_is_refused(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong name is told with the right ones."""
+    options_of(tmp_path, "engines: {mini: {model: bundled:smollm2}}\npersonas: {mini: {engine: mini}}\n")
+    assert main(["-c", str(tmp_path / "tower.yaml"), "--data-dir", str(tmp_path / "data"), verb, "nobody"]) == 2
+    assert "there is no engine 'nobody' in the tower file; there is mini." in capsys.readouterr().err
+
+
+def test_pull_and_logs_say_when_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bundled model needs no fetching; an engine that never ran has no log."""
+    options_of(tmp_path, "engines: {mini: {model: bundled:smollm2}}\npersonas: {mini: {engine: mini}}\n")
+    flags = ["-c", str(tmp_path / "tower.yaml"), "--data-dir", str(tmp_path / "data")]
+    assert main([*flags, "pull"]) == 0
+    assert "mini  is there, after 0.0 s" in capsys.readouterr().err
+    assert main([*flags, "logs", "mini"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "engine 'mini' has written nothing on local; did it ever start? lmtower diff\n")
 
 
 async def test_driver_follows_the_node(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ taken out of the arguments first, so they work before and after the verb; no ver
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from lmtower.errors import Refused, TowerError
 
 if TYPE_CHECKING:
     from typer.core import TyperCommand, TyperGroup
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            print(f"lmtower cannot write: {error}. Free space where the data folder is (--data-dir).", file=sys.stderr)
+            return 1
         # The outer edge: a bug is shown short, in full on request.
         if os.environ.get("LMTOWER_TRACEBACK"):
             raise

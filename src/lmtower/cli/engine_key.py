@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
+
+from lmtower.cli.kept import kept_secret
 
 _FILE = "engine.key"
 
 
 def engine_key(data_dir: Path) -> str:
     """The key; made when there is none."""
-    path = data_dir / _FILE
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-    return path.read_text("utf-8").strip()
+    return kept_secret(data_dir / _FILE)
 
 
 def existing_engine_key(data_dir: Path) -> str | None:

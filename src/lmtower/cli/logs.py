@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from typing import Annotated
 
 import typer
@@ -44,7 +45,11 @@ async def _print(options: Globals, engine: str, *, follow: bool, lines: int) -> 
             if follow:
                 async for line in driver.follow(NAME_PREFIX + engine, lines):
                     print(line, flush=True)
+            elif text := await driver.logs(NAME_PREFIX + engine, lines):
+                print(text.rstrip("\n"))
             else:
-                print(await driver.logs(NAME_PREFIX + engine, lines))
+                print(
+                    f"engine {engine!r} has written nothing on {name}; did it ever start? lmtower diff", file=sys.stderr
+                )
         finally:
             await driver.close()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmtower.cli.kept import kept_secret
 from lmtower.config.types import Tower
 from lmtower.errors import NodeError
 
@@ -148,14 +147,7 @@ def stop() -> list[str]:
 
 def grafana_password(data_dir: Path) -> str:
     """The password of Grafana's user ``admin``; made once, readable by its owner only."""
-    path = data_dir / "grafana.password"
-    if path.exists():
-        return path.read_text("utf-8").strip()
-    password = secrets.token_urlsafe(18)
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(password + "\n")
-    return password
+    return kept_secret(data_dir / "grafana.password", 18)
 
 
 def _write(part: Part, folder: Path) -> None:

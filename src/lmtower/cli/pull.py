@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -18,11 +19,15 @@ def pull(
     """Fetch container images and model weights onto their nodes. What is there already is not fetched again."""
     from lmtower.cli.desired import desired_of, drivers_of
     from lmtower.cli.progress import Printer
-    from lmtower.errors import TowerError
+    from lmtower.errors import Refused, TowerError
     from lmtower.nodes.apply import Event
 
     options: Globals = ctx.obj
     loaded = options.load()
+    unknown = [name for name in engines or () if name not in loaded.tower.engines]
+    if unknown:
+        known = ", ".join(loaded.tower.engines)
+        raise Refused(f"there is no engine {unknown[0]!r} in the tower file; there is {known}.")
     specs = [spec for spec in desired_of(options, loaded).specs if not engines or spec.engine in engines]
     printer = Printer()
 
@@ -32,6 +37,7 @@ def pull(
         try:
             for spec in specs:
                 print(f"{spec.engine}  {spec.image or spec.served_model} on {spec.node} ...", file=sys.stderr)
+                begun = time.monotonic()
                 try:
                     await drivers[spec.node].pull(
                         spec,
@@ -40,6 +46,8 @@ def pull(
                 except TowerError as error:
                     print(error, file=sys.stderr)
                     failed += 1
+                else:
+                    print(f"{spec.engine}  is there, after {time.monotonic() - begun:.1f} s", file=sys.stderr)
         finally:
             for driver in drivers.values():
                 await driver.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,6 +12,7 @@ from typing import Any
 
 from lmtower import __version__
 from lmtower.cli.globals import Globals
+from lmtower.cli.kept import kept_secret
 from lmtower.cli.upstreams import upstreams_of
 from lmtower.config import Loaded, parse_listen
 from lmtower.errors import LedgerError
@@ -130,16 +129,9 @@ async def _serve_stores(ledger: Ledger, serving: Serving, loaded: Loaded, listen
 
 def admin_key(data_dir: Path) -> str:
     """The admin key of this data folder; made on the first start, readable by its owner only."""
-    path = data_dir / "admin.key"
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            return path.read_text("utf-8").strip()
-        key = secrets.token_urlsafe(32)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(key + "\n")
+        return kept_secret(data_dir / "admin.key")
     except OSError as exc:
         raise LedgerError(
             f"cannot use the data folder {data_dir}: {exc.strerror or exc}. Name another with --data-dir."
         ) from exc
-    return key
