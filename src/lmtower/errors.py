@@ -6,6 +6,7 @@
     │   └── PlanError                    it does not fit, or the model cannot be understood
     ├── EngineError                      an engine did not start, stopped, or cannot be reached
     ├── NodeError                        a node, its Docker engine or its agent cannot be reached
+    │   └── NodeAway                     it does not answer now; later it may
     ├── LedgerError                      keys or usage cannot be read or written
     │   └── UnknownKey                   no active key is meant, or more than one
     ├── StoreError                       a vector store or a document cannot be read or written
@@ -75,6 +76,10 @@ class EngineError(TowerError):
 
 class NodeError(TowerError):
     """A node, its Docker engine or its agent cannot be reached or refused what was asked."""
+
+
+class NodeAway(NodeError):
+    """A node or its Docker engine does not answer now; later it may."""
 
 
 class LedgerError(TowerError):

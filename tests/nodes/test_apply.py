@@ -11,7 +11,7 @@ import pytest
 
 from lmtower.engines.shapes import WarmRequest
 from lmtower.engines.spec import LaunchSpec
-from lmtower.errors import EngineError
+from lmtower.errors import EngineError, NodeAway
 from lmtower.nodes.apply import Apply, Event, Need
 from lmtower.nodes.diff import diff
 from lmtower.nodes.drivers import Observed
@@ -186,6 +186,22 @@ async def test_worker_joins_before_the_head_is_waited_for() -> None:
     outcome = await stage.apply.run(diff([head, worker], ()))
     assert order[:3] == ["head starts", "worker starts", "head is asked"]
     assert outcome.started == ["big"]
+    await stage.supervisor.close()
+
+
+async def test_engine_whose_node_goes_away_in_the_middle_is_started_when_it_is_back() -> None:
+    """Docker restarts while ``up`` starts engines: not given up. What the engine itself is guilty of stays failed."""
+    stage = Stage()
+    stage.supervisor = stage.apply._supervisor = Supervisor(stage.drivers, watch_seconds=0.01)
+    stage.drivers["spark"].fail["big"] = NodeAway("node 'spark': no Docker engine runs here")
+    stage.drivers["spark"].fail["odd"] = EngineError("bad flag")
+    outcome = await stage.apply.run(diff([spec_of("big"), spec_of("odd"), spec_of("small")], ()))
+    assert (outcome.started, sorted(outcome.failed)) == (["small"], ["big", "odd"])
+    del stage.drivers["spark"].fail["big"]
+    async with asyncio.timeout(10):
+        while "lmtower-big" not in stage.drivers["spark"].running:  # noqa: ASYNC110 - the watch tells nobody
+            await asyncio.sleep(0.01)
+    assert {each.spec.engine: each.state for each in stage.supervisor.statuses()}["odd"] == "failed"
     await stage.supervisor.close()
 
 

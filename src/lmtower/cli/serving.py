@@ -75,7 +75,11 @@ def run(main: Callable[[], Awaitable[None]]) -> int:
         try:
             runner.run(_as_coroutine(main))
         except KeyboardInterrupt:
-            print("stopped before it was ready.", file=sys.stderr)
+            print(
+                "stopped before it was ready. Containers that were loading go on: lmtower up goes on from there, "
+                "lmtower down ends them.",
+                file=sys.stderr,
+            )
             return 1
     return 0
 

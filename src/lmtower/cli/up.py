@@ -157,6 +157,7 @@ def confirm(steps: tuple[Step, ...], *, yes: bool) -> None:
 def tell(status: EngineStatus) -> None:
     """Say on the terminal when an engine ends, falls silent or comes back by itself; starts tell their phases."""
     came_back = status.state == "ready" and status.restarts > 0
-    if came_back or status.detail.startswith(("it ended", "it runs but", "node ")):
+    words = ("it ended", "it runs but") if status.state == "failed" else ("it ended", "it runs but", "node ")
+    if came_back or status.detail.startswith(words):
         detail = f": {status.detail}" if status.detail else ""
         print(f"engine {status.spec.engine} {status.state}{detail}", file=sys.stderr, flush=True)

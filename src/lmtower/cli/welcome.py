@@ -11,6 +11,7 @@ from lmtower.cli.output import table
 
 if TYPE_CHECKING:
     from lmtower.cli.serving import Started
+    from lmtower.config.types import Tower
 
 KEY_VARIABLE = "LMTOWER_KEY"
 
@@ -46,9 +47,17 @@ def page(started: Started, options: Globals) -> str:
         f"lmtower stands.\n\naddress  {url}/v1\nadmin    http://{_address(started.admin)}\n{key}",
         table(("PERSONA", "ENGINE", "LANE", "WHAT FOR"), rows),
         f"Try it:\n\n{curl(url, shown[0][0] if shown else next(iter(tower.personas)), started.first_key)}",
-        "Ctrl-C stops everything.",
+        _how_it_ends(tower),
     ]
     return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _how_it_ends(tower: Tower) -> str:
+    from lmtower.engines import driver_of
+
+    if any(driver_of(node) == "docker" for node in tower.nodes.values()):
+        return "Ctrl-C stops the gateway; containers run on until lmtower down."
+    return "Ctrl-C stops everything."
 
 
 def curl(url: str, persona: str, key: str | None) -> str:

@@ -17,7 +17,7 @@ from lmtower.engines import ray
 from lmtower.engines.loading import stage
 from lmtower.engines.shapes import WarmRequest
 from lmtower.engines.spec import LaunchSpec
-from lmtower.errors import EngineError, PlanError, TowerError
+from lmtower.errors import EngineError, NodeAway, PlanError, TowerError
 from lmtower.nodes.diff import Step
 from lmtower.nodes.drivers import Driver, Progress
 from lmtower.nodes.http import healthy, listens
@@ -109,7 +109,9 @@ class Apply:
             except TowerError as error:
                 outcome.failed[first.engine] = str(error)
                 if first.spec is not None:
-                    self._supervisor.adopt(first.spec, "failed", str(error))
+                    # a node that is away is watched: its engines are started when it is back
+                    away = isinstance(error, NodeAway) and len(group) == 1
+                    self._supervisor.adopt(first.spec, "starting" if away else "failed", str(error))
                 self._report(Event(first.engine, first.node, "failed", str(error)))
             else:
                 if any(step.action in ("start", "replace") for step in group):

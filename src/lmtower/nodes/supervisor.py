@@ -258,9 +258,11 @@ class Supervisor:
         elif found is not None and stopped_on_purpose(spec, found):
             self._set(spec, "stopped", _stopped_there(spec))
         elif found is None or not found.running:
-            log = await driver.logs(spec.name) if found else ""
-            code = found.exit_code if found else None
-            self._crashed(key, spec, str(recognise(log, code, port=spec.port, engine=spec.engine)))
+            why = "nothing of it is left on its node"
+            if found is not None:
+                log = await driver.logs(spec.name)
+                why = str(recognise(log, found.exit_code, port=spec.port, engine=spec.engine))
+            self._crashed(key, spec, why)
         elif spec.health_path is None or await healthy(spec.url, spec.health_path, spec.api_key):
             self._silent.pop(key, None)
             if status.state == "starting":

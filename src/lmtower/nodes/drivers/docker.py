@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmtower.engines.failures import recognise
 from lmtower.engines.spec import LABEL_ENGINE, LABEL_PORT, LABEL_SPEC, LaunchSpec
-from lmtower.errors import EngineError, NodeError
+from lmtower.errors import EngineError, NodeAway, NodeError
 from lmtower.nodes.drivers.base import VERSION_PROGRAM, Observed, Progress, Report, parse_version
 from lmtower.nodes.fetch import fetch_command, needs_weights, parse_progress
 from lmtower.nodes.reach import explain_unreachable, occupant
@@ -224,8 +224,8 @@ class DockerDriver:
         except (docker.errors.DockerException, requests.RequestException, OSError) as error:
             raise await self._unreachable(error) from error
 
-    async def _unreachable(self, error: Exception) -> NodeError:
-        return NodeError(await explain_unreachable(self.node, self._address, str(error)))
+    async def _unreachable(self, error: Exception) -> NodeAway:
+        return NodeAway(await explain_unreachable(self.node, self._address, str(error)))
 
     def _observed(self, container: Container) -> Observed:
         state: dict[str, Any] = container.attrs["State"]
