@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -84,10 +85,10 @@ async def test_weights_missing_in_a_process(supervisor: Supervisor, ports: Calla
 
 
 async def test_port_taken(supervisor: Supervisor, spec: Callable[..., LaunchSpec]) -> None:
-    """Another program listens where the engine should."""
+    """Another program listens where the engine should: this one. It is named."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         said = await refusal(supervisor, replace(spec(), port=stranger.getsockname()[1]))
-    assert "is taken by another program. Stop that program, or write another engines.coder.port" in said
+    assert re.search(rf"is taken by \S+ \(process {os.getpid()}\)\. Stop that program, or write another engines", said)
 
 
 async def test_out_of_memory_at_start(supervisor: Supervisor, ports: Callable[[], int]) -> None:
