@@ -22,11 +22,20 @@ class RecordingDriver:
         self.fail: dict[str, TowerError] = {}
         self.versions: dict[str, str] = {}
         self.policies: dict[str, str] = {}
+        self.restarts: dict[str, int] = {}
 
     async def observe(self) -> tuple[Observed, ...]:
         """What was started and not stopped."""
         alive = [
-            Observed(name, spec.engine, self.node, spec.spec_hash, True, port=spec.port)
+            Observed(
+                name,
+                spec.engine,
+                self.node,
+                spec.spec_hash,
+                True,
+                port=spec.port,
+                restarts=self.restarts.get(name, 0),
+            )
             for name, spec in self.running.items()
         ]
         dead = [

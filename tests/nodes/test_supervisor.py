@@ -130,6 +130,28 @@ async def test_engine_that_its_node_stopped_on_purpose_stays_stopped(fake_spec: 
     await supervisor.close()
 
 
+async def test_return_that_no_look_saw_is_known_by_its_count(fake_spec: Make) -> None:
+    """A small engine is back within a second, by its node's restart policy: its caches are cold, so it is warmed up."""
+    driver, changes, warmed = RecordingDriver(), Changes(), asyncio.Event()
+
+    async def warm(spec: LaunchSpec) -> None:
+        warmed.set()
+
+    supervisor = Supervisor({"local": driver}, on_change=changes, on_return=warm, watch_seconds=0.01)
+    spec = fake_spec(health_path=None)
+    await supervisor.launch(spec)
+    await asyncio.sleep(0.05)
+    assert not warmed.is_set()
+    driver.restarts[spec.name] = 1
+    await changes.until("ready", 2)
+    async with asyncio.timeout(10):
+        await warmed.wait()
+    await asyncio.sleep(0.05)
+    assert [status.state for status in changes.seen] == ["starting", "ready", "starting", "ready"]
+    assert supervisor.statuses()[0].restarts == 1
+    await supervisor.close()
+
+
 async def test_engine_that_a_person_starts_on_its_node_is_ready_again(fake_spec: Make) -> None:
     """``docker start`` by hand: the watch finds it, and it serves again; one with other flags is not it."""
     driver, changes = RecordingDriver(), Changes()

@@ -76,6 +76,8 @@ class Supervisor:
         self._status: dict[tuple[str, str], EngineStatus] = {}
         self._crashes: dict[tuple[str, str], int] = {}
         self._silent: dict[tuple[str, str], int] = {}
+        self._returned: dict[tuple[str, str], int] = {}
+        """How often its node had restarted each engine when it was last looked at."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._restarts: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -172,6 +174,7 @@ class Supervisor:
 
     async def _run(self, spec: LaunchSpec) -> None:
         driver = self._drivers[spec.node]
+        self._returned.pop((spec.node, spec.name), None)
         self._set(spec, "starting")
         try:
             await _make_way(driver, spec)
@@ -207,8 +210,7 @@ class Supervisor:
                     await self._raise_ended(spec, driver, found, time.monotonic() - begun)
                 if spec.health_path is None:
                     return
-                if await healthy(spec.url, spec.health_path, spec.api_key):
-                    await _check_model(spec, driver)
+                if await healthy(spec.url, spec.health_path, spec.api_key) and await _is_itself(spec, driver):
                     return
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 1.3)
@@ -253,8 +255,9 @@ class Supervisor:
         if status.state in ("stopped", "failed"):
             if found is not None and found.running and found.spec_hash == spec.spec_hash:
                 self._set(spec, "starting", "it was started on its node")
-        elif found is not None and found.returns:
-            self._set(spec, "starting", "it ended and is being restarted by its node")
+        elif found is not None and (found.returns or found.restarts > self._returned.setdefault(key, found.restarts)):
+            self._returning(key, status)
+            self._returned[key] = found.restarts
         elif found is not None and stopped_on_purpose(spec, found):
             self._set(spec, "stopped", _stopped_there(spec))
         elif found is None or not found.running:
@@ -275,6 +278,12 @@ class Supervisor:
             self._silent[key] = self._silent.get(key, 0) + 1
             if self._silent[key] >= _SILENT_CHECKS:
                 self._set(spec, "starting", "it runs but does not answer")
+
+    def _returning(self, key: tuple[str, str], status: EngineStatus) -> None:
+        """Its node starts it again; that may be over before the next look, and its caches are cold all the same."""
+        if status.state == "ready":
+            status = replace(status, state="starting", since=self._clock(), restarts=status.restarts + 1)
+        self._put(key, replace(status, detail="it ended and is being restarted by its node"))
 
     def _crashed(self, key: tuple[str, str], spec: LaunchSpec, why: str) -> None:
         crashes = self._crashes[key] = self._crashes.get(key, 0) + 1
@@ -339,12 +348,18 @@ async def _make_way(driver: Driver, spec: LaunchSpec) -> None:
         )
 
 
-async def _check_model(spec: LaunchSpec, driver: Driver) -> None:
-    """Raise EngineError when another model answers: somebody took the port between our look and the engine's bind."""
+async def _is_itself(spec: LaunchSpec, driver: Driver) -> bool:
+    """False while nobody says which models are there. Raises EngineError when it is another one: somebody took the
+    port between our look and the engine's bind.
+    """
+    if not spec.served_model:
+        return True
     answer = await request(spec.url, "/v1/models", key=spec.api_key)
-    listed = answer.json() if answer is not None else None
-    if not spec.served_model or not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
-        return
+    if answer is None:
+        return False
+    listed = answer.json()
+    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        return True
     names = [each.get("id") for each in listed["data"] if isinstance(each, dict)]
     if spec.served_model not in names:
         await driver.stop(spec.name)
@@ -353,6 +368,7 @@ async def _check_model(spec: LaunchSpec, driver: Driver) -> None:
             f"{spec.served_model!r}; it is taken by {await driver.occupant(spec.port)}. Stop that program, or write "
             f"another engines.{spec.engine}.port"
         )
+    return True
 
 
 def _stopped_there(spec: LaunchSpec) -> str:
