@@ -74,5 +74,6 @@ def _decode(method: str, path: str, status: int, answer: bytes) -> Any:
     if status < 400:
         return value
     error = value.get("error") if isinstance(value, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error or value
-    raise AdminError(f"the tower refused {method} {path} ({status}): {message}")
+    if isinstance(error, dict) and error.get("message"):
+        raise AdminError(str(error["message"]))  # a sentence of ours: it says what happened and what to do
+    raise AdminError(f"the tower refused {method} {path} ({status}): {error or value}")
