@@ -86,20 +86,31 @@ async def run(*command: str | Path, folder: Path, env: dict[str, str], seconds: 
     return Ran(process.returncode, output.decode(errors="replace"))
 
 
-def install(names: list[str]) -> None:
-    """Install the named clients, or all."""
+def install(names: list[str]) -> list[str]:
+    """Install the named clients, or all. One that cannot be installed does not keep the others away; it is returned."""
     CACHE.mkdir(parents=True, exist_ok=True)
+    failed = []
     for name in names or [*PYTHON, "compose", "npm"]:
-        if name == "npm":
-            (CACHE / "npm").mkdir(exist_ok=True)
-            subprocess.run(["npm", "init", "-y"], cwd=CACHE / "npm", check=True, stdout=subprocess.DEVNULL)
-            subprocess.run(["npm", "install", "--no-audit", "--no-fund", *NPM], cwd=CACHE / "npm", check=True)
-        elif name == "compose":
-            install_compose()
-        else:
-            place = CACHE / name
-            subprocess.run([sys.executable, "-m", "venv", place], check=True)
-            subprocess.run([place / "bin" / "python", "-m", "pip", "install", "-q", *PYTHON[name]], check=True)
+        try:
+            install_one(name)
+        except (subprocess.CalledProcessError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed.append(name)
+    return failed
+
+
+def install_one(name: str) -> None:
+    """Install one client. Raises CalledProcessError, or OSError where a program is missing."""
+    if name == "npm":
+        (CACHE / "npm").mkdir(exist_ok=True)
+        subprocess.run(["npm", "init", "-y"], cwd=CACHE / "npm", check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", *NPM], cwd=CACHE / "npm", check=True)
+    elif name == "compose":
+        install_compose()
+    else:
+        place = CACHE / name
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        subprocess.run([place / "bin" / "python", "-m", "pip", "install", "-q", *PYTHON[name]], check=True)
 
 
 def install_compose() -> None:
@@ -124,4 +135,4 @@ def install_compose() -> None:
 
 
 if __name__ == "__main__":
-    install(sys.argv[1:])
+    sys.exit(1 if install(sys.argv[1:]) else 0)
