@@ -78,6 +78,13 @@ def agent_chat(size: int = 900_000) -> Body:
     return {"messages": messages, "tools": tools, "tool_choice": "auto", "max_tokens": 4096}
 
 
+def new_agent_chat() -> Body:
+    """The same, but each request is the first of its conversation: the load generator counts the zeros up."""
+    body = agent_chat()
+    body["messages"][0]["content"] = "session-0000000000\n" + body["messages"][0]["content"]
+    return body
+
+
 def image_chat(size: int = 4_000_000) -> Body:
     """A camera's picture: base64 in a data URL."""
     data = base64.b64encode(random.Random(9).randbytes(size * 3 // 4)).decode()

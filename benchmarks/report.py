@@ -58,7 +58,11 @@ def machine() -> str:
 
 def main_table(median: Medians, names: Sequence[str]) -> str:
     head = ["contestant", "small chat RPS", "p50 / p99 ms at 100 rps", "p50 / p99 ms at 200 rps"]
-    head += ["900 KB agent body: added p50 ms / CPU ms", "4 MB image body: added p50 ms / CPU ms"]
+    head += [
+        "900 KB agent body: added p50 ms / CPU ms",
+        "the same, first of its conversation",
+        "4 MB image body: added p50 ms / CPU ms",
+    ]
     head += ["flat-out stream chunks/s", "RSS idle / loaded MB", "cold start s"]
 
     def row(name: str) -> list[str]:
@@ -71,7 +75,16 @@ def main_table(median: Medians, names: Sequence[str]) -> str:
         rates = [pair("rate-100", "p50", "p99"), pair("rate-200", "p50", "p99")]
         ends = [pair("life", "idle_mb", "loaded_mb"), figure(median(name, "life", "cold"))]
         flat = figure(median(name, "flat-out", "chunks"))
-        return [name, figure(median(name, "small", "rps")), *rates, body("agent"), body("image"), flat, *ends]
+        return [
+            name,
+            figure(median(name, "small", "rps")),
+            *rates,
+            body("agent"),
+            body("agent-new"),
+            body("image"),
+            flat,
+            *ends,
+        ]
 
     return markdown(head, map(row, names))
 
@@ -106,6 +119,8 @@ RATIOS = [
     ("p50 at 200 rps", "rate-200", "p50"),
     ("900 KB agent body, added p50", "agent", "+p50"),
     ("900 KB agent body, CPU", "agent", "cpu_ms"),
+    ("900 KB, first of its conversation, added p50", "agent-new", "+p50"),
+    ("900 KB, first of its conversation, CPU", "agent-new", "cpu_ms"),
     ("4 MB image body, added p50", "image", "+p50"),
     ("4 MB image body, CPU", "image", "cpu_ms"),
     ("100 streams × 20 ms, CPU", "streams-100-20ms", "cpu"),

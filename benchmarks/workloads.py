@@ -18,6 +18,7 @@ MAKERS: dict[str, Callable[[], bodies.Body]] = {
     "small": bodies.small_chat,
     "stream": bodies.stream_chat,
     "agent": bodies.agent_chat,
+    "agent-new": bodies.new_agent_chat,
     "image": bodies.image_chat,
 } | {f"text-{size}": partial(bodies.text_chat, size) for size in SIZES}
 
@@ -153,6 +154,7 @@ WORKLOADS: dict[str, Callable[[Running], Numbers]] = {
     "rate-100": at_rate("small", 100),
     "rate-200": at_rate("small", 200),
     "agent": at_rate("agent", 20),
+    "agent-new": at_rate("agent-new", 20),
     "image": at_rate("image", 5),
     "streams-100-20ms": streams(100, 20),
     "streams-100-5ms": streams(100, 5),

@@ -4,7 +4,8 @@
  *   load open    PORT REQUEST_FILE RATE SECONDS               requests at fixed times; latency from the time they were due
  *   load streams PORT REQUEST_FILE STREAMS SECONDS RAMP       so many streams at once; a stream that ends is opened again
  *
- * REQUEST_FILE holds a whole HTTP request. An answer counts as good with status 200 and, for `closed` and `open`, the text
+ * REQUEST_FILE holds a whole HTTP request. The ten zeros of "session-0000000000" in it, if it has them, count the requests,
+ * so that no two are the same. An answer counts as good with status 200 and, for `closed` and `open`, the text
  * "answer-of-the-mock" in it. Streams hold @@ and 19 digits per chunk: the CLOCK_MONOTONIC nanoseconds at which the mock
  * wrote it. Chunk delay = now - that. TTFT = request sent to first such chunk read.
  */
@@ -46,7 +47,8 @@ typedef struct { float *at; long n; } samples;
 
 static conn *conns[MAX_FD];
 static int ep, port, streams_mode;
-static char *request;
+static char *request, *counter;
+static long asked;
 static size_t request_len;
 static samples latency, ttft, delay_all, delay_first, delay_second;
 static long good, bad, refused, chunk_count, ended;
@@ -119,6 +121,7 @@ static void ask(conn *c, int64_t began) {
     c->sent = c->left = c->head_len = 0;
     c->trailer = 0;
     c->began = began;
+    if (counter) { char digits[12]; snprintf(digits, sizeof digits, "%010ld", ++asked % 10000000000L); memcpy(counter, digits, 10); }
     push(c);
 }
 
@@ -321,6 +324,8 @@ int main(int argc, char **argv) {
     request_len = info.st_size;
     request = malloc(request_len);
     if (read(file, request, request_len) != (ssize_t)request_len) return 1;
+    counter = memmem(request, request_len, "session-0000000000", 18);
+    if (counter) counter += 8;
     double n = atof(argv[4]), seconds = atof(argv[5]);
     ep = epoll_create1(0);
     started = now_ns();
