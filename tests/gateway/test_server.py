@@ -244,6 +244,33 @@ async def test_deadlines_close_slow_and_idle_connections() -> None:
         idle.close()
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_body_that_trickles_in_is_408_and_a_slow_one_is_not(known: bool) -> None:
+    """Each byte wins only the time that it may take at the slowest: under a new head, and under a known one."""
+    async with serving(max_body=1_000_000) as (found, _echo, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: "
+        if known:
+            writer.write(head + b"2\r\n\r\nok")
+            assert b" 200 " in await reader.readuntil(b"\r\n")
+        await until(lambda: found.connections)
+        [client] = found.connections
+        writer.write(head + b"900000\r\n\r\n" + b"a" * 100_000)
+        await until(lambda: sum(map(len, client._body)) == 100_000)
+        began = client._deadline
+        client._deadline = connection.monotonic() + 1.0  # of its minute nearly all has passed
+        writer.write(b"b" * 100_000)
+        await until(lambda: sum(map(len, client._body)) == 200_000)
+        assert client._deadline > connection.monotonic() + 20
+        assert client._deadline <= connection.monotonic() + connection.BODY_SECONDS
+        client._deadline = connection.monotonic() + 1.0
+        writer.write(b"c")
+        await until(lambda: sum(map(len, client._body)) == 200_001)
+        found.tick(began)
+        assert 408 in statuses(await reader.read())
+        writer.close()
+
+
 async def test_shutdown_finishes_running_requests_and_refuses_new_connections() -> None:
     """Closing waits for the answer that is on its way, then for nothing else."""
     async with serving() as (found, echo, port):

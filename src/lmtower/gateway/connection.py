@@ -39,6 +39,8 @@ log = get_logger(__name__)
 HEADER_BYTES = 64 * 1024
 HEADER_SECONDS = 30.0
 BODY_SECONDS = 60.0
+SLOWEST = 4096
+"""Bytes a second of a body; one that comes more slowly uses up its ``BODY_SECONDS``."""
 IDLE_SECONDS = 120.0
 LINGER_SECONDS = 2.0
 PIPELINED = 16
@@ -138,7 +140,7 @@ class Connection(asyncio.Protocol):
             self._left = 0
         self._body.append(data)
         now = monotonic()
-        self._deadline = now + BODY_SECONDS
+        self._came(len(data), now)
         if not self._left:
             body, self._body = b"".join(self._body), []
             assert self._known is not None
@@ -220,7 +222,11 @@ class Connection(asyncio.Protocol):
             self._refuse(_too_large(self.server.max_body))
             return
         self._body.append(data)
-        self._deadline = monotonic() + BODY_SECONDS
+        self._came(len(data), monotonic())
+
+    def _came(self, length: int, now: float) -> None:
+        """Bytes of a body win time: a byte a minute would otherwise hold a connection, and what it sent, for weeks."""
+        self._deadline = min(now + BODY_SECONDS, self._deadline + length / SLOWEST)
 
     def on_message_complete(self) -> None:
         """A request is complete."""
