@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.engine import FakeEngine
 from tests.gateway.support import running
 
@@ -39,3 +41,22 @@ async def test_identical_autocomplete_requests_run_side_by_side(tmp_path: Path) 
             body = {"model": "coder", "prompt": "a", "suffix": "b"}
             answers = await asyncio.gather(*(tower.client.post("/v1/completions", json=body) for _ in range(3)))
     assert [answer.status_code for answer in answers] == [200] * 3
+
+
+@pytest.mark.parametrize("header", ["x-session-id", "x-forwarded-for", "x-openwebui-user-id", "user-agent"])
+async def test_two_people_behind_one_key_do_not_give_up_each_others_requests(tmp_path: Path, header: str) -> None:
+    """Whatever tells them apart: their session, the address that a proxy saw, their name, their program."""
+    with FakeEngine() as engine:
+        gate = engine.gate()
+        engine.script(text="x", gate=gate, gate_after=-1)
+        async with running(tmp_path, engine, personas=PERSONAS) as tower:
+            tasks = [
+                asyncio.create_task(
+                    tower.client.post("/infill", json={"input_prefix": "a" * n}, headers={header: f"10.0.0.{n}"})
+                )
+                for n in (1, 2)
+            ]
+            await engine.until(lambda e: e.running == 2, timeout=5)
+            gate.open()
+            answers = await asyncio.gather(*tasks)
+    assert [answer.status_code for answer in answers] == [200, 200]

@@ -173,7 +173,7 @@ class Handler:
         if not way.free:
             await self.quota.reserve(flow, top)
         if way.fim:
-            editor = (flow.client.id, persona.name, flow.session or request.peer, request.headers.get(b"user-agent"))
+            editor = (flow.client.id, persona.name, *identity.editor(request, flow.session or flow.end_user))
             with self.newest.only(editor, request.body, flow.exchange.cancel):
                 await self.dispatcher.run(flow, prepared)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from lmtower.gateway.exchange import Request
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Fault
 from lmtower.wire.top import Top
@@ -66,6 +67,14 @@ def request_id(headers: Mapping[bytes, bytes]) -> str | None:
     """The client's own request id, if it is harmless."""
     value = headers.get(b"x-request-id")
     return value.decode() if value is not None and _REQUEST_ID.fullmatch(value) else None
+
+
+def editor(request: Request, told: str) -> tuple[str, bytes | None, bytes | None]:
+    """What tells one person's editor from another's behind a shared key: what the client says (``told``), else the
+    address, also the one that a proxy before the tower saw, and the program.
+    """
+    headers = request.headers
+    return told or request.peer, headers.get(b"x-forwarded-for"), headers.get(b"user-agent")
 
 
 def is_retry(headers: Mapping[bytes, bytes]) -> bool:
