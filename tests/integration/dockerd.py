@@ -73,6 +73,10 @@ class Dockerd:
         self._process.terminate()
         self._process.wait(30)
         self._process = None
+        # the namespace of containers with the host's network stays mounted, and a killed engine's data folder
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed([each for each in mounted if each.startswith(f"{self.folder}/")]):
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
 
     def docker(
         self, *arguments: str, check: bool = True, stdin: bytes | None = None
