@@ -9,6 +9,9 @@ import pytest
 from lmtower.gateway.errand import Errand, Signal
 
 
+def _ignore(_: BaseException | None) -> None: ...
+
+
 async def test_errand_goes_on_in_the_stack_of_what_it_waited_for() -> None:
     """No turn of the loop passes between start, wake and end."""
     seen: list[str] = []
@@ -19,7 +22,7 @@ async def test_errand_goes_on_in_the_stack_of_what_it_waited_for() -> None:
         await signal
         seen.append("woken")
 
-    errand = Errand(work())
+    errand = Errand(work(), _ignore)
     errand.start()
     assert (seen, errand.done) == (["started"], False)
     signal.wake()
@@ -46,7 +49,7 @@ async def test_errand_awaits_futures_tasks_and_bare_yields() -> None:
             await asyncio.create_task(fail())
         ended.set()
 
-    Errand(work()).start()
+    Errand(work(), _ignore).start()
     await asyncio.wait_for(ended.wait(), 5)
     assert seen == [5, 6]
 
@@ -66,7 +69,7 @@ async def test_cancelled_errand_ends_at_once_and_so_does_what_it_waits_for(kind:
         finally:
             seen.append("left")
 
-    errand = Errand(work())
+    errand = Errand(work(), _ignore)
     errand.start()
     errand.cancel()
     assert (seen, errand.done) == (["cancelled", "left"], True)
@@ -92,7 +95,7 @@ async def test_errand_cancelled_while_it_runs_ends_where_it_waits_next() -> None
         except asyncio.CancelledError:
             seen.append("cancelled")
 
-    errands.append(Errand(work()))
+    errands.append(Errand(work(), _ignore))
     errands[0].start()
     assert (seen, errands[0].done) == (["still here", "cancelled"], True)
 
@@ -111,7 +114,7 @@ async def test_cancelled_errand_that_waits_again_is_not_woken_by_what_it_waited_
         await signal
         seen.append("woken")
 
-    errand = Errand(work())
+    errand = Errand(work(), _ignore)
     errand.start()
     future.set_result(None)
     errand.cancel()
@@ -142,13 +145,26 @@ async def test_task_waits_for_a_signal_too() -> None:
         await task
 
 
-async def test_errand_hands_on_what_its_coroutine_raises() -> None:
-    """To whoever made it go on; it is done then."""
+async def test_errand_says_how_it_ended() -> None:
+    """With what its coroutine raised, or None; it is done then."""
+    ends: list[BaseException | None] = []
 
-    async def work() -> None:
+    async def fail() -> None:
         raise RuntimeError("boom")
 
-    errand = Errand(work())
-    with pytest.raises(RuntimeError, match="boom"):
-        errand.start()
-    assert errand.done
+    async def leave() -> None:
+        await asyncio.sleep(0)
+
+    failing = Errand(fail(), ends.append)
+    failing.start()
+    leaving = Errand(leave(), ends.append)
+    leaving.start()
+    cancelled = Errand(leave(), ends.append)
+    cancelled.start()
+    assert [str(end) for end in ends] == ["boom"]
+    assert (failing.done, leaving.done) == (True, False)
+    cancelled.cancel()
+    assert isinstance(ends[1], asyncio.CancelledError)
+    await asyncio.sleep(0)
+    assert ends[2:] == [None]
+    assert leaving.done

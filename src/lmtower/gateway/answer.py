@@ -33,7 +33,7 @@ class HttpExchange:
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer in one write."""
         head = self._head(status, headers)
-        head.append(b"content-length: %d\r\n\r\n" % len(body))
+        head += (b"content-length: ", str(len(body)).encode(), b"\r\n\r\n")
         if self.request.method != "HEAD":
             head.append(body)
         self._write(b"".join(head))
@@ -71,6 +71,11 @@ class HttpExchange:
         self.finished = True
         self._connection.close()
 
+    def left(self, raised: BaseException | None) -> None:
+        """The handler has ended; ``raised`` is what it did not catch."""
+        if raised is not None or not self.finished:
+            self._connection.left(self, raised)
+
     def cancel(self) -> None:
         """End the handler where it waits."""
         self._connection.cancel(self)
@@ -81,7 +86,8 @@ class HttpExchange:
         if server.closing:
             self._keep_alive = False
         lines = [_STATUS_LINES[status], server.date]
-        lines += [b"%b: %b\r\n" % header for header in headers]
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
         if not self._keep_alive:
             lines.append(b"connection: close\r\n")
         return lines

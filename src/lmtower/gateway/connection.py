@@ -26,7 +26,7 @@ from lmtower.gateway import identity
 from lmtower.gateway.answer import HttpExchange
 from lmtower.gateway.errand import Errand
 from lmtower.gateway.exchange import JSON, Head, Header, Request
-from lmtower.gateway.head import Repeat, repeat_of, target
+from lmtower.gateway.head import RequestRepeat, repeat_of, target
 from lmtower.logs import get_logger
 from lmtower.wire import faults
 from lmtower.wire.faults import Fault
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._in_message = False
         self._first = b""
         """The read in which the message that is being parsed began."""
-        self._known: Repeat | None = None
+        self._known: RequestRepeat | None = None
         """The head of the last request, if its like can be recognised."""
         self._body: list[bytes] = []
         self._left = 0
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
 
     # -- a head that was there before ------------------------------------------------------------------------
 
-    def _again(self, known: Repeat, data: bytes) -> bool:
+    def _again(self, known: RequestRepeat, data: bytes) -> bool:
         """Take a request under the head of the last one. False: this is another head, or more than one request."""
         found = known.match(data)
         if found is None or self._discard:
@@ -266,23 +266,19 @@ class Connection(asyncio.Protocol):
 
     def _run(self, exchange: HttpExchange) -> None:
         self._current = exchange
-        self._errand = errand = Errand(self._handle(exchange))
+        self._errand = errand = Errand(self.server.handler(exchange), exchange.left)
         errand.start()
 
-    async def _handle(self, exchange: HttpExchange) -> None:
-        """Outermost edge of a request: whatever goes wrong, the client gets an answer or a cut connection."""
-        try:
-            await self.server.handler(exchange)
-        except asyncio.CancelledError:
-            self.abort()
-        except Exception:  # the outer edge that STYLE allows: the handler has answered every error it knows
-            log.exception("request failed", path=exchange.request.path, request_id=exchange.request.id)
-            if exchange.started:
-                self.abort()
-            else:
+    def left(self, exchange: HttpExchange, raised: BaseException | None) -> None:
+        """Outermost edge of a request: whatever went wrong, the client gets an answer or a cut connection."""
+        if raised is not None and not isinstance(raised, asyncio.CancelledError):
+            # the handler has answered every error it knows
+            request = exchange.request
+            log.error("request failed", path=request.path, request_id=request.id, exc_info=raised)
+            if not exchange.started:
                 self._answer(exchange, Fault(500, "internal_error", "The gateway failed on this request."))
-        if not exchange.finished:
-            self.abort()
+                return
+        self.abort()
 
     def answered(self, keep_alive: bool) -> None:
         """The current answer is out: go on with the next request or close."""

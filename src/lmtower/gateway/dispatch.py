@@ -82,7 +82,9 @@ class Dispatcher:
             call: Call | None = None
             replica.in_flight += 1
             try:
-                call = await replica.pool.call(prepared.path, prepared.pieces, headers=headers)
+                call = replica.pool.kept_call(prepared.path, prepared.pieces, headers=headers)
+                if call is None:
+                    call = await replica.pool.call(prepared.path, prepared.pieces, headers=headers)
                 flow.replica = replica.upstream.replica
                 if whole:
                     await call.done()
@@ -128,7 +130,7 @@ class Dispatcher:
         """The body of an answer with status 200, or of a failure that the reply can make good. Raises Fault."""
         call, replica = await self.send(flow, prepared, whole=True)
         replica.in_flight -= 1
-        body = await call.body()
+        body = call.gathered()
         if call.status != 200 and not (isinstance(prepared, Prepared) and prepared.reply.recovered(call.status, body)):
             raise self._refusal(flow, call.status, body)
         return body

@@ -20,16 +20,15 @@ from typing import Any
 
 
 class Errand:
-    """Runs a coroutine. What the coroutine raises goes to whoever made it go on, so it should raise nothing."""
+    """Runs a coroutine. ``on_end`` is told how it ended: with None, or with what it raised."""
 
-    __slots__ = ("_cancelled", "_coroutine", "_running", "_soon", "_waiting", "done")
+    __slots__ = ("_cancelled", "_coroutine", "_on_end", "_running", "_waiting", "done")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, None], on_end: Callable[[BaseException | None], object]) -> None:
         self.done = False
+        self._on_end = on_end
         self._coroutine = coroutine
         self._waiting: Any = None
-        self._soon: asyncio.Handle | None = None
-        """The next step of one that waits for nothing but the next turn of the loop."""
         self._cancelled = False
         self._running = False
 
@@ -48,11 +47,9 @@ class Errand:
         if waiting is not None:
             waiting.remove_done_callback(self._go_on)
             waiting.cancel()
-        elif self._soon is not None:
-            self._soon.cancel()  # or it would wake what the coroutine waits for after it caught this
         self._step(self._coroutine.throw, asyncio.CancelledError())
 
-    def _go_on(self, waited: object = None) -> None:
+    def _go_on(self, waited: object) -> None:
         # a future that was done before ``cancel`` still calls, when the coroutine may wait for something else
         if waited is self._waiting and not self.done:
             self._step(self._coroutine.send, None)
@@ -65,19 +62,23 @@ class Errand:
                 self._cancelled = False
                 waiting = self._coroutine.throw(asyncio.CancelledError())
         except StopIteration:
-            self.done = True
+            self._end(None)
             return
-        except BaseException:
-            self.done = True
-            raise
-        finally:
-            self._running = False
-        self._waiting = waiting
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - whoever waits for the end hears of it
+            self._end(exc)
+            return
+        self._running = False
         if waiting is None:  # asyncio.sleep(0)
-            self._soon = asyncio.get_running_loop().call_soon(self._go_on)
-        else:
-            waiting._asyncio_future_blocking = False
-            waiting.add_done_callback(self._go_on)
+            waiting = Signal()
+            asyncio.get_running_loop().call_soon(waiting.wake)
+        self._waiting = waiting
+        waiting._asyncio_future_blocking = False
+        waiting.add_done_callback(self._go_on)
+
+    def _end(self, raised: BaseException | None) -> None:
+        self._running = False
+        self.done = True
+        self._on_end(raised)
 
 
 class Signal:

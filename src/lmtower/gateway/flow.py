@@ -13,6 +13,8 @@ from lmtower.personas import CompiledPersona
 from lmtower.telemetry.tracing import Trace
 from lmtower.wire.reply import Reply
 
+_NO_CALLS = (0, 0, 0, 0)
+
 
 class Flow:
     """Facts of one request, filled in as it proceeds. Times are on the loop's clock, in seconds.
@@ -44,7 +46,7 @@ class Flow:
     recorded = False
     held = False
     """The answer waits in the outbox, which writes the record first."""
-    tool_calls: Sequence[int] = (0, 0, 0, 0)
+    tool_calls: Sequence[int] = _NO_CALLS
     """valid, repaired, retried, rejected"""
     trace: Trace | None = None
 
@@ -98,17 +100,23 @@ class Flow:
             lane=self.caller.lane or (persona.lane if persona else ""),
             outcome=self.outcome,
             status=self.status,
-            stream=self.stream,
-            images=self.images,
-            queue_seconds=self.queue_seconds,
-            ttft_seconds=self.first_at - self.started_at if self.first_at else None,
             duration_seconds=now - self.started_at,
-            retry=self.retry,
         )
+        if self.first_at:
+            record.ttft_seconds = self.first_at - self.started_at
+        # what few requests have is set only on them
+        if self.stream:
+            record.stream = True
+        if self.queue_seconds:
+            record.queue_seconds = self.queue_seconds
+        if self.images:
+            record.images = self.images
+        if self.retry:
+            record.retry = True
         if reply is not None:
             self._count(record, reply)
         calls = self.tool_calls
-        if any(calls):
+        if calls is not _NO_CALLS and any(calls):
             record.tool_calls_valid, record.tool_calls_repaired = calls[0], calls[1]
             record.tool_calls_retried, record.tool_calls_rejected = calls[2], calls[3]
         return record
@@ -118,8 +126,8 @@ class Flow:
         if usage.known:
             record.input_tokens = usage.input_tokens
             record.cached_tokens = usage.cached_tokens
-            record.image_tokens = usage.image_tokens or self.image_tokens
             record.output_tokens = usage.output_tokens
+            record.image_tokens = usage.image_tokens or self.image_tokens
             record.reasoning_tokens = usage.reasoning_tokens
         elif self.engine is not None and self.replica and self.outcome != "refused":
             # the engine worked on it, but its usage never came: count what was seen, estimate the rest

@@ -3,7 +3,8 @@
 Theory of operation. A client that keeps its connection sends the same request line and headers each time; only the
 length of the body differs. So once a head was parsed and found in order, its bytes before and behind the digits of
 Content-Length are kept. A later request that begins with these bytes, with other digits between them, parses to the
-same head: there is nothing in it that could be read in another way. Anything else goes through the parser.
+same head: there is nothing in it that could be read in another way. Anything else goes through the parser. The heads
+of an engine's answers repeat in the same way.
 """
 
 from __future__ import annotations
@@ -20,33 +21,49 @@ _NEVER_AGAIN = (b"transfer-encoding", b"expect", b"upgrade")
 class Repeat:
     """A head as bytes. ``match`` says whether more bytes begin with it."""
 
-    __slots__ = ("_after", "_before", "head")
+    __slots__ = ("_after", "_at", "_before", "_most")
 
-    def __init__(self, head: Head, before: bytes, after: bytes) -> None:
-        self.head = head
+    def __init__(self, before: bytes, after: bytes) -> None:
         self._before = before
         self._after = after
+        self._at = len(before)
+        self._most = len(before) + 12 + len(after)
 
     def match(self, data: bytes) -> tuple[int, int] | None:
         """(where the body begins, its length) when the data begin with this head, else None."""
-        before = self._before
-        if not data.startswith(before):
+        if not data.startswith(self._before):
             return None
-        at = len(before)
-        end = data.find(b"\r", at, at + 13)
+        at = self._at
+        end = data.find(self._after, at, self._most)
         digits = data[at:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(self._after, end):
+        if end < 0 or not digits.isdigit():
             return None
         return end + len(self._after), int(digits)
 
 
-def repeat_of(head: Head, data: bytes) -> Repeat | None:
-    """The head at the start of ``data``, if its like can be recognised: with a length, complete, kept alive."""
+class RequestRepeat(Repeat):
+    """The bytes of a request's head, and what they say."""
+
+    __slots__ = ("head",)
+
+    def __init__(self, before: bytes, after: bytes, head: Head) -> None:
+        super().__init__(before, after)
+        self.head = head
+
+
+def around_length(data: bytes) -> tuple[bytes, bytes] | None:
+    """The head at the start of the data, before and behind the digits of its Content-Length; None without one."""
     end = data.find(b"\r\n\r\n") + 4
-    if end < 4 or not head.keep_alive or not head.http11 or any(name in head.headers for name in _NEVER_AGAIN):
+    found = _LENGTH.search(data, 0, end) if end >= 4 else None
+    return None if found is None else (data[: found.start(1)], data[found.end(1) : end])
+
+
+def repeat_of(head: Head, data: bytes) -> RequestRepeat | None:
+    """The head at the start of ``data``, if its like can be recognised: with a length, complete, kept alive."""
+    if not head.keep_alive or not head.http11 or any(name in head.headers for name in _NEVER_AGAIN):
         return None
-    found = _LENGTH.search(data, 0, end)
-    return None if found is None else Repeat(head, data[: found.start(1)], data[found.end(1) : end])
+    parts = around_length(data)
+    return None if parts is None else RequestRepeat(*parts, head)
 
 
 def target(url: bytes) -> tuple[str, bytes]:

@@ -27,6 +27,7 @@ import httptools
 
 from lmtower.errors import EngineError
 from lmtower.gateway.errand import Signal
+from lmtower.gateway.head import Repeat, around_length
 from lmtower.wire.top import Piece, size
 
 IDLE_SECONDS = 4.0
@@ -112,6 +113,10 @@ class Call(Signal):
     async def body(self) -> bytes:
         """Wait for the whole answer. Raises UpstreamLost."""
         await self.done()
+        return self.gathered()
+
+    def gathered(self) -> bytes:
+        """What came of the body and went to no sink: all of it when the call is done."""
         return b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0]
 
     def attach(self, sink: Callable[[bytes], None]) -> None:
@@ -190,6 +195,8 @@ class Connection(asyncio.Protocol):
         self.on_body = self._parts.append
         self._parser = httptools.HttpResponseParser(self)
         self._parsing = False
+        self._plain: Repeat | None = None
+        """The head of the last plain answer."""
         self._headers: dict[bytes, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -202,9 +209,9 @@ class Connection(asyncio.Protocol):
         """Write a request and return its call."""
         call = self.call = Call(self)
         if length < JOIN_BYTES:
-            self.transport.write(b"".join([head, *pieces]))
+            self.transport.write(b"".join((head, *pieces)))
         else:
-            self.transport.writelines([head, *pieces])
+            self.transport.writelines((head, *pieces))
         return call
 
     def data_received(self, data: bytes) -> None:
@@ -215,7 +222,7 @@ class Connection(asyncio.Protocol):
             return
         call.last_read = monotonic()
         if not self._parsing:
-            end = plain_end(data)
+            end = self._plain_end(data)
             if end:
                 self.call = None
                 self._pool.release(self)
@@ -241,6 +248,18 @@ class Connection(asyncio.Protocol):
             parts.clear()
             if self.call is not None:
                 self.call.read(data)
+
+    def _plain_end(self, data: bytes) -> int:
+        """``plain_end``; most often the head says the same as the last one."""
+        if self._plain is not None:
+            found = self._plain.match(data)
+            if found is not None:
+                start, length = found
+                return start if len(data) - start == length else 0
+        end = plain_end(data)
+        parts = around_length(data) if end else None
+        self._plain = Repeat(*parts) if parts else None
+        return end
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed, or we did."""
@@ -323,12 +342,27 @@ class Pool:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> Call:
         """Send a request. Raises UpstreamLost when no connection can be made."""
+        call = self.kept_call(path, pieces, method=method, headers=headers)
+        if call is not None:
+            return call
+        connection = await asyncio.create_task(self._connect())
         length = size(pieces)
-        head = self._head(method, path, headers, length)
+        return connection.send(self._head(method, path, headers, length), pieces, length)
+
+    def kept_call(
+        self,
+        path: str,
+        pieces: Sequence[Piece],
+        *,
+        method: str = "POST",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> Call | None:
+        """Send a request on a connection that was kept, if there is one."""
         connection = self._take()
         if connection is None:
-            connection = await asyncio.create_task(self._connect())
-        return connection.send(head, pieces, length)
+            return None
+        length = size(pieces)
+        return connection.send(self._head(method, path, headers, length), pieces, length)
 
     def _head(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
         fixed = self._heads.get((method, path))
@@ -336,8 +370,11 @@ class Pool:
             fixed = f"{method} {self._path}{path} HTTP/1.1\r\n".encode() + self._common
             if len(self._heads) < 64:
                 self._heads[method, path] = fixed
-        extra = b"".join([b"%b: %b\r\n" % header for header in headers])
-        return b"%b%bcontent-length: %d\r\n\r\n" % (fixed, extra, length)
+        lines = [fixed]
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        lines += (b"content-length: ", str(length).encode(), b"\r\n\r\n")
+        return b"".join(lines)
 
     def _take(self) -> Connection | None:
         while self._idle:

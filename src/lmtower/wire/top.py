@@ -38,18 +38,22 @@ def join(top: Top) -> list[Piece]:
     """The object as pieces to be written one after the other."""
     if not top:
         return [b"{}"]
-    pieces: list[Piece] = []
+    pieces: list[Piece] = [b"{"]
     for name, value in top.items():
-        pieces += (_named(name), value)
-    pieces[0] = b"{" + bytes(pieces[0][1:])
+        pieces += (_named(name) if len(name) < _LONG_NAME else b",%b:" % encode(name), value)
+    pieces[1] = pieces[1][1:]
     pieces.append(b"}")
     return pieces
+
+
+_LONG_NAME = 64
+"""Names from here on are no parameter of any engine: they are not kept."""
 
 
 @lru_cache(512)
 def _named(name: str) -> bytes:
     """What stands before a field's value. Requests have the same few fields."""
-    return b"," + encode(name) + b":"
+    return b",%b:" % encode(name)
 
 
 def size(pieces: Iterable[Piece]) -> int:
