@@ -220,12 +220,12 @@ class Connection(asyncio.Protocol):
         if call is None:
             self.transport.abort()
             return
-        call.last_read = monotonic()
+        call.last_read = now = monotonic()
         if not self._parsing:
             end = self._plain_end(data)
             if end:
                 self.call = None
-                self._pool.release(self)
+                self._pool.release(self, now)
                 call.answered(data[: end - 4], data[end:])
                 return
             self._parsing = True
@@ -295,7 +295,7 @@ class Connection(asyncio.Protocol):
         self._parsing = False
         if self._parser.should_keep_alive():
             # before the waiter goes on, so that its next call finds the connection
-            self._pool.release(self)
+            self._pool.release(self, call.last_read)
         else:
             self.transport.close()
         call.ended(None)
@@ -400,9 +400,9 @@ class Pool:
         self._all.add(connection)
         return connection
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: Connection, now: float) -> None:
         """Keep a connection for the next call."""
-        connection.idle_since = monotonic()
+        connection.idle_since = now
         connection.used = True
         self._idle.append(connection)
 

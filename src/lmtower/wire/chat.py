@@ -126,9 +126,11 @@ class ChatReply(Reply):
         """The answer with the asked name, both names of the reasoning, and null content beside tool calls."""
         usage.read(data, self.usage)
         self.complete = True
-        # compact JSON (the name is written as we expect) without reasoning and tool calls needs nothing but the name
-        if data.find(self._from) >= 0 and not _needs_mending(data):
-            return self.rename(data, 1)
+        # compact JSON without reasoning and tool calls needs nothing but the name
+        if not _needs_mending(data):
+            named = data.replace(self._from, self._to, 1)
+            if named is not data:  # the name was there, in compact JSON
+                return named
         answer = read_object(data)
         answer["model"] = self.asked
         for choice in objects(answer, "choices"):
@@ -193,8 +195,8 @@ class ChatReply(Reply):
 
 def _needs_mending(answer: bytes) -> bool:
     """What a whole answer is decoded for. A reasoning of null stays as it is."""
-    find = answer.find
-    return find(b'"reasoning":"') >= 0 or find(b'"reasoning_content":"') >= 0 or find(b'"tool_calls":[{') >= 0
+    text = answer.decode("latin-1")  # see ``items.is_plain``
+    return '"reasoning":"' in text or '"reasoning_content":"' in text or '"tool_calls":[{' in text
 
 
 def _needs_care(run: bytes) -> bool:

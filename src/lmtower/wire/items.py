@@ -55,16 +55,11 @@ def read(raw: bytes | msgspec.Raw) -> list[Item] | None:
 
 def is_plain(raw: bytes) -> bool:
     """Whether a short text certainly holds no tool call and no media: cheaper than ``read``."""
-    # find, because ``in`` tries its left side as a number first and makes an exception of it: half a microsecond
-    find = raw.find
-    return (
-        len(raw) <= _SHORT
-        and find(b"_call") < 0
-        and find(b'url"') < 0
-        and find(b'source"') < 0
-        and find(b"tool_use") < 0
-        and find(b"\\u00") < 0
-    )
+    if len(raw) > _SHORT:
+        return False
+    # as text, because there ``in`` costs a quarter of what ``find`` costs on bytes; ``in`` on bytes costs even more
+    text = raw.decode("latin-1")
+    return not ("_call" in text or 'url"' in text or 'source"' in text or "tool_use" in text or "\\u00" in text)
 
 
 def _parts_name_media(raw: msgspec.Raw) -> bool:
