@@ -42,7 +42,7 @@ FORBIDDEN_WHEN_PURE = {
 }  # fmt: skip
 BORDERS = {"plan/sources.py"}
 """Where a pure room's facts are read from files and the model hub, before anything is computed."""
-OUTER_EDGES = {"cli/app.py", "gateway/handler.py", "gateway/connection.py"}
+OUTER_EDGES = {"cli/app.py", "gateway/handler.py", "gateway/errand.py"}
 """Outermost handlers: of a command, of a request, of a connection."""
 
 

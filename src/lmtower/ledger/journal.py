@@ -137,8 +137,8 @@ def segments(folder: Path) -> list[Path]:
 @contextmanager
 def still(folder: Path) -> Iterator[None]:
     """No record leaves the journal meanwhile, in whatever process. Blocks, at most for one batch of those who move."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "moving", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
