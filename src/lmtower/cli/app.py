@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    # pydantic looks for plugins in the metadata of every installed package, a tenth of a start; none is ours
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     options, rest = take_globals(argv, os.environ)
     if not rest or rest[0] in ("-h", "--help", "help"):
         print(overview())

@@ -19,7 +19,6 @@ from typing import Any
 
 import jsonschema_rs
 import msgspec
-from json_repair import repair_json
 
 from lmtower.guard.tools import JsonObject, Tool
 
@@ -115,6 +114,8 @@ def _opened(value: object, tool: Tool | None) -> object:
 
 
 def _mend(text: str, tool: Tool | None, *, cut: bool) -> object:
+    from json_repair import repair_json  # few starts ever need it
+
     try:
         value = repair_json(text, return_objects=True, skip_json_loads=True)
         spelled = msgspec.json.encode(value).decode()
