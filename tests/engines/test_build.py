@@ -235,7 +235,7 @@ def test_nodes_of_several_gpus_give_all_of_them_to_ray() -> None:
 
 def test_process_is_told_which_gpus_are_its_own() -> None:
     """A container is given devices; a child process sees all GPUs unless its environment names some."""
-    second = row("b", "Qwen/Qwen3-8B", nodes=("gpu",), devices=(1,))
+    second = row("b", "Qwen/Qwen3-8B", nodes=("gpu",), devices={"gpu": (1,)})
     nodes = {"gpu": Node(hardware="2x h100", driver="process")}
     facts = (NodeFacts("gpu", 80 * 2**30, 80 * 2**30, gpus=2, capability=9.0),)
     tower = tower_of(second, nodes=nodes, image="/opt/vllm/bin/python", args={"load-format": "dummy"})

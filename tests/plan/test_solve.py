@@ -225,7 +225,7 @@ def test_engines_spread_over_the_gpus_of_a_node() -> None:
     engines = {name: {"model": "Qwen/Qwen3-8B", "context": 8192, "sequences": 2} for name in ("a", "b")}
     made = plan(tower(engines, hardware="2x rtx-4090"))
     assert made.fits
-    assert {made.engine("a").devices, made.engine("b").devices} == {(0,), (1,)}
+    assert {devices for name in ("a", "b") for devices in made.engine(name).devices.values()} == {(0,), (1,)}
 
 
 def test_tensor_parallel_needs_that_many_gpus() -> None:
@@ -322,7 +322,18 @@ def test_nodes_with_enough_gpus_hold_a_replica_each() -> None:
     nodes = {name: {"hardware": "2x h100", "address": f"ssh://me@{name}"} for name in ("a", "b")}
     made = plan(Tower.model_validate({"nodes": nodes, "engines": {"one": engine}, "personas": {}}))
     assert made.fits
-    assert made.engines[0].devices == (0, 1)
+    assert made.engines[0].devices == {"a": (0, 1), "b": (0, 1)}
+
+
+def test_replica_takes_the_gpus_that_are_free_on_its_own_node() -> None:
+    """A larger engine has the first GPU of one node: the copy there takes the second, the other copy the first."""
+    small = {"model": "Qwen/Qwen3-8B", "nodes": ["a", "b"], "context": 4096, "sequences": 1}
+    large = {"model": "Qwen/Qwen3-32B", "node": "a", "context": 4096, "sequences": 1}
+    nodes = {name: {"hardware": "2x h100", "address": f"ssh://me@{name}"} for name in ("a", "b")}
+    made = plan(Tower.model_validate({"nodes": nodes, "engines": {"s": small, "l": large}, "personas": {}}))
+    assert made.fits
+    assert made.engine("l").devices == {"a": (0,)}
+    assert made.engine("s").devices == {"a": (1,), "b": (0,)}
 
 
 @pytest.mark.parametrize(

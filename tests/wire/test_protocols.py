@@ -79,6 +79,23 @@ def test_stream_cut_at_every_byte_gives_the_same_events(make: Callable[[], Reply
     assert whole
 
 
+def _said(*texts: str) -> bytes:
+    deltas = [
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in texts
+    ]
+    start = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    return sse({"type": "message_start", "message": MESSAGE}, start, *deltas)
+
+
+@pytest.mark.parametrize("size", [20, 300, 10_000])
+def test_tokens_of_a_message_that_a_stop_sequence_ended_are_counted_however_it_was_cut(size: int) -> None:
+    """The engine's own number never comes: one for every delta, those of the same read included."""
+    reply = StoppingMessages(MessagesReply("served", "asked", "q"), ["STOP"])
+    events = parsed(through(reply, _said("one ", "two ", "three ", "STOP"), size))
+    assert events[-2]["usage"]["output_tokens"] == 4
+    assert reply.usage.output_tokens == 4
+
+
 def test_messages_stream_says_the_asked_name_and_whole_usage() -> None:
     """OpenAI's stop reason is translated, text that looks like the model's name is left alone."""
     reply = MessagesReply("served", "asked", "q")

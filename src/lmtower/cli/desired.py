@@ -161,6 +161,6 @@ def probes_of(wanted: Desired) -> dict[tuple[str, str], MemoryProbe]:
         node, planned = wanted.tower.nodes.get(spec.node), facts.get(spec.node)
         if node is not None and (planned is not None or node.reserve):
             card = planned is not None and not planned.unified
-            devices = wanted.rows[spec.engine].devices
+            devices = wanted.rows[spec.engine].devices.get(spec.node, ())
             probes[spec.node, spec.engine] = probe_of(node.address, card=card, devices=devices)
     return probes

@@ -126,9 +126,9 @@ def _vllm_spec(
     process = driver_of(node) == "process"
     python = (engine.image or outside.python) if process else None
     env = dict(vllm.environment(plan, engine, recipe, cpu=cpu))
-    if process and plan.devices:
+    if process and (devices := plan.devices.get(spec.node)):
         # a container is given its GPUs; a process sees all of them unless it is told
-        env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, plan.devices)))
+        env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, devices)))
     return replace(
         spec,
         argv=vllm.command(plan, flags, python=python),
@@ -165,7 +165,7 @@ def _contained(spec: LaunchSpec, node: Node, plan: EnginePlan, engine: Engine, *
         spec,
         env={**_CACHES, **spec.env},
         mounts=(models, caches, *llamacpp.model_mounts(plan.model), *map(_mount, engine.mounts)),
-        devices=() if cpu else tuple(str(index) for index in plan.devices) or ("all",),
+        devices=() if cpu else tuple(map(str, plan.devices.get(spec.node, ()))) or ("all",),
         # pinned memory and deep stacks are for CUDA and NCCL; without a GPU a plain container will do
         ulimits={} if cpu else _ULIMITS,
         shm_bytes=_SHM_PARALLEL_BYTES if plan.tensor_parallel > 1 else _SHM_BYTES,

@@ -89,7 +89,7 @@ def bar(node: NodePlan, plan: Plan) -> str:
     marks = {"weights": WEIGHTS, "cache": CACHE, "overhead": OVERHEAD, "free": FREE, "reserve": RESERVE}
     engines = on_node(node, plan)
     if node.facts.gpus > 1:
-        engines = [engine for engine in engines if not engine.devices or 0 in engine.devices]
+        engines = [engine for engine in engines if 0 in engine.devices.get(node.facts.name, (0,))]
     total = max(node.facts.memory_total_bytes, node.used_bytes)
     text, done = "", 0
     for _, kind, size in segments(node, engines):

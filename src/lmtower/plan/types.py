@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -123,8 +124,8 @@ class EnginePlan:
     pooling: bool = False
     """True for encoders: no KV cache, `--runner pooling`."""
     multimodal: bool = False
-    devices: tuple[int, ...] = ()
-    """GPUs of the node that it uses, where the node has several; empty: the only one."""
+    devices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The GPUs that it uses on each of its nodes that has several."""
     warnings: tuple[str, ...] = ()
 
     @property

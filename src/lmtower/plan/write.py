@@ -127,7 +127,7 @@ def _engine_plan(
         uncertainty=estimate.weights.uncertainty,
         pooling=not estimate.has_cache,
         multimodal=estimate.shape is not None and estimate.shape.vision is not None,
-        devices=seats[0].devices if max(1, node.gpus) > 1 else (),
+        devices={seat.node: seat.devices for seat in seats if nodes[seat.node].gpus > 1},
     )
     return replace(made, warnings=engine_warnings(made, want, tower, nodes))
 

@@ -69,11 +69,13 @@ class Cut:
 class Stopping(Wrapping):
     """Stands between the engine and another reply; the protocols say what an event of theirs is cut to."""
 
-    __slots__ = ("_stops",)
+    __slots__ = ("_here", "_stops")
 
     def __init__(self, inner: Reply, stops: Sequence[str]) -> None:
         super().__init__(inner)
         self._stops = tuple(stops)
+        self._here = 0
+        """Events with tokens in this run, which the inner reply has not counted yet."""
 
     def feed(self, data: bytes) -> bytes:
         """Stream bytes as they were read; the inner reply gets whole events."""
@@ -82,6 +84,7 @@ class Stopping(Wrapping):
 
     def relay(self, run: bytes) -> bytes:
         """Every event is looked at: any may hold a piece of a stop string. None counts after the answer's end."""
+        self._here = 0
         cut = b"".join([b"" if self.enough else self.event(event) for event in sse.split(run)])
         enough, out = self.enough, self._passed(self.inner.relay(cut), False)
         self.enough = enough
@@ -95,6 +98,10 @@ class Stopping(Wrapping):
     def event(self, event: bytes) -> bytes:
         """One event as the inner reply may see it; sets ``enough`` where a stop string ended the answer."""
         raise NotImplementedError
+
+    def made(self) -> int:
+        """Output tokens up to here: the engine's number, else one for every event."""
+        return self.usage.output_tokens or max(1, self.inner.events + self._here)
 
 
 class StoppingReply(Stopping):
@@ -134,6 +141,7 @@ class StoppingReply(Stopping):
             return event
         if chunk.pop("usage", None) is not None:  # asked for in every chunk, for the engine may not come to its last
             usage.read(data, self.usage)
+        self._here += 1
         cuts = [self._cut(choice) for choice in choices]
         out = b"data: " + _encode(chunk) + b"\n\n"
         if any(cuts) and len(self._ended) >= self._choices:
@@ -165,8 +173,7 @@ class StoppingReply(Stopping):
 
     def _last(self, chunk: dict[str, Any]) -> bytes:
         """A usage chunk and the end, as the engine would have said them: its own numbers never come."""
-        made = self.usage.output_tokens or max(1, self.inner.events + 1)
-        numbers = {"prompt_tokens": self.usage.input_tokens, "completion_tokens": made}
+        numbers = {"prompt_tokens": self.usage.input_tokens, "completion_tokens": self.made()}
         told = {**chunk, "choices": [], "usage": {**numbers, "total_tokens": sum(numbers.values())}}
         return b"data: " + _encode(told) + b"\n\n" + sse.DONE
 

@@ -60,6 +60,8 @@ class StoppingMessages(Stopping):
         kind = parsed.get("type")
         if kind == "content_block_start":
             return self._started(parsed, event)
+        if kind == "content_block_delta":
+            self._here += 1
         if self._cut is None or kind not in ("content_block_delta", "content_block_stop"):
             return event
         if kind == "content_block_stop":
@@ -87,13 +89,12 @@ class StoppingMessages(Stopping):
         if self._cut.found is None:
             return out
         self.enough = True
-        made = self.usage.output_tokens or max(1, self.inner.events + 1)
         end = {"stop_reason": "stop_sequence", "stop_sequence": self._cut.found}
         return out + b"".join(
             named(str(last["type"]), _encode(last))
             for last in (
                 {"type": "content_block_stop", "index": self._index},
-                {"type": "message_delta", "delta": end, "usage": {"output_tokens": made}},
+                {"type": "message_delta", "delta": end, "usage": {"output_tokens": self.made()}},
                 {"type": "message_stop"},
             )
         )
