@@ -24,6 +24,7 @@ import msgspec
 
 from lmtower.personas.busters import Seen
 from lmtower.wire import scan
+from lmtower.wire import top as tops
 from lmtower.wire.abridged import LEAST_BYTES, Abridged, Cut, Marks, split
 
 MOST_BYTES = 64 * 1024**2
@@ -80,7 +81,9 @@ class Beginnings:
 
     def open(self, client: str, field: str, body: bytes) -> Opened:
         """Read a body at its top level; ``field`` is where its conversation is. Raises Fault(400)."""
-        key = (client, field, body[:_START] if len(body) >= LEAST_BYTES else b"")
+        if len(body) < LEAST_BYTES:
+            return Opened(Abridged(body, tops.split(body), self._marks), None, 0, (client, field, b""))
+        key = (client, field, body[:_START])
         for known in self._kept.get(key, ()):
             for end, said in known.places:
                 if body.startswith(memoryview(known.body)[:end]):

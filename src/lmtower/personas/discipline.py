@@ -91,14 +91,13 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
     found = top.get("messages") if protocol == "chat" else None
     if found is None:
         return
+    short = len(found) < _SHORT
     head = bytes(memoryview(found)[:_SHORT])
+    if short and not _mentions(head, patterns):
+        return
     if head.find(b'"system"') < 0 and head.find(b'"developer"') < 0:
         return
-    message = head if len(found) < _SHORT else _first(memoryview(found))
-    for literal in _literals(patterns):
-        if message.find(literal) >= 0:
-            break
-    else:
+    if not short and not _mentions(_first(memoryview(found)), patterns):
         return
     parts = msgspec.json.decode(found, type=list[msgspec.Raw])
     first: Any = msgspec.json.decode(parts[0])
@@ -128,11 +127,16 @@ def _first(raw: memoryview) -> bytes:
     return bytes(raw[: following.start()] if following else raw)
 
 
+def _mentions(message: bytes, patterns: tuple[str, ...]) -> bool:
+    text = message.decode("latin-1")  # see ``items.is_plain``
+    return any(map(text.__contains__, _literals(patterns)))
+
+
 @cache
-def _literals(patterns: tuple[str, ...]) -> tuple[bytes, ...]:
+def _literals(patterns: tuple[str, ...]) -> tuple[str, ...]:
     """The plain letters that each pattern begins with: a cheap test before anything is decoded."""
     matches = [re.match(r"[A-Za-z0-9 _:\-]*", pattern) for pattern in patterns]
-    return tuple((match[0] if match else "").encode() for match in matches)
+    return tuple(match[0] if match else "" for match in matches)
 
 
 def _note(trace: Trace | None, field: str) -> None:

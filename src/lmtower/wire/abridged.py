@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lmtower.wire import top as tops
@@ -32,6 +33,7 @@ LEAST_BYTES = 32 * 1024
 _STEP = 8 * 1024
 _SHOWN = 64
 """So much of a text stays: what a data URL says of itself."""
+_NOTHING_CUT: Mapping[str, tuple[Any, bytes]] = MappingProxyType({})
 _AFTER_A_TEXT = b" \t\r\n,:]}"
 
 
@@ -68,17 +70,22 @@ class Abridged:
         self.top = top
         self._marks = marks
         self._cuts = cuts
-        self._shorts: dict[str, tuple[Any, bytes]] = {}
-        for name, value in top.items() if cuts else ():
+        self._shorts: Mapping[str, tuple[Any, bytes]] = _NOTHING_CUT
+        if not cuts:
+            return
+        self._shorts = shorts = {}
+        for name, value in top.items():
             short = bytes(value)
             span = self._span(short)
             if span is not None:
                 top[name] = memoryview(body)[span[0] : span[1]]
-                self._shorts[name] = top[name], short
+                shorts[name] = top[name], short
 
     def short(self, name: str) -> bytes:
         """The field's text with marks in it; all of its text if nothing is cut out, or it was set to another one."""
         value = self.top[name]
+        if not self._cuts:
+            return bytes(value)
         whole, short = self._shorts.get(name, (None, b""))
         return short if value is whole else bytes(value)
 
@@ -135,7 +142,8 @@ class Abridged:
 def split(body: bytes, marks: Marks, said: Cut | None = None, step: int = _STEP) -> Abridged:
     """Read the top level of a body. ``said``: elements known from an earlier request. Raises Fault(400)."""
     cuts = [said] if said is not None else []
-    cuts += long_texts(body, said.end if said is not None else 0, step)
+    if len(body) > step:
+        cuts += long_texts(body, said.end if said is not None else 0, step)
     if not cuts:
         return Abridged(body, tops.split(body), marks)
     pieces: list[bytes] = []
