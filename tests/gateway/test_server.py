@@ -314,7 +314,8 @@ def test_known_heads_are_the_same_requests_as_parsed_ones(data: st.DataObject) -
     """Heads that repeat, change a little or lie about the length, cut anywhere: what the handler sees and what is
     refused is what a connection of its own per request makes of it."""
     paths = data.draw(st.lists(st.sampled_from([b"/a", b"/a?b", b"/other"]), min_size=1, max_size=5))
-    bodies = [data.draw(st.binary(max_size=300)) for _ in paths]
+    # bodies come back, where they must not look like another answer
+    bodies = [data.draw(st.binary(max_size=300).filter(lambda body: b"HTTP/" not in body)) for _ in paths]
     odd = data.draw(st.sampled_from([b"", b"x-more: 1", b"expect: 100-continue", b"x: content-length: 7"]))
     requests = [
         post(path, body, *([odd] if odd and number % 2 else []))
