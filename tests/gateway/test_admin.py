@@ -67,6 +67,34 @@ async def test_status_of_an_engine_that_is_away_is_its_supervisors(tmp_path: Pat
     assert (row["state"], row["detail"]) == ("stopped", "the node was short of memory")
 
 
+async def test_engine_that_an_operator_started_answers_the_next_request(tmp_path: Path) -> None:
+    """Not only after its next health check; one that was stopped is refused at once."""
+
+    class Control:
+        runs = True
+
+        def absent(self, url: str) -> bool:
+            return not self.runs
+
+        async def start(self, engine: str) -> None:
+            self.runs = True
+
+        async def stop(self, engine: str) -> None:
+            self.runs = False
+
+        restart = start
+
+    with FakeEngine() as engine:
+        control = Control()
+        async with running(tmp_path, engine) as tower:
+            tower.gateway.admin._control = control
+            for each in tower.gateway.snapshot.engines.values():
+                each._absent = control.absent
+            for action, status in (("stop", 502), ("start", 200)) * 3:
+                assert (await tower.operator.post(f"/admin/engines/big/{action}")).status_code == 200
+                assert (await tower.chat()).status_code == status
+
+
 async def test_key_is_changed_by_what_a_patch_names(tmp_path: Path) -> None:
     """Merge patch: named limits are set, null takes away, the rest stays; its secret goes on working."""
     with FakeEngine() as engine:

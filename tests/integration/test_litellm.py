@@ -48,18 +48,18 @@ def proxy(
     port = ports()
     environment = {**os.environ, "LITELLM_MASTER_KEY": "sk-test", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [str(program), "--config", str(tmp_path / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)]
-    log = (tmp_path / "litellm.log").open("wb")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
+    log = tmp_path / "litellm.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path)
     headers = {"Authorization": "Bearer sk-test"}
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60, trust_env=False)
     try:
-        _wait(client, process, tmp_path / "litellm.log")
+        _wait(client, process, log)
         yield client, tmp_path / "config.yaml"
     finally:
         client.close()
         process.terminate()
         process.wait(20)
-        log.close()
 
 
 def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:

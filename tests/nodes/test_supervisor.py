@@ -93,7 +93,10 @@ async def test_stranger_who_comes_while_the_engine_loads_is_not_taken_for_it(
     start = driver.start
 
     async def start_late(spec: LaunchSpec) -> None:
-        await stranger.start(fake_spec("other", "--serves", "theirs", port=spec.port))
+        other = fake_spec("other", "--serves", "theirs", port=spec.port)
+        await stranger.start(other)
+        while await request(other.url, "/health") is None:  # noqa: ASYNC110 - a child tells nobody when it listens
+            await asyncio.sleep(0.01)
         await start(spec)
 
     monkeypatch.setattr(driver, "start", start_late)

@@ -234,6 +234,7 @@ class Admin:
         if request.method != "POST" or action not in actions:
             raise Fault(404, "unknown_route", f"There is no {request.method} {request.path[:200]} here.")
         await actions[action](engine)
+        await self._gateway.snapshot.engines[engine].look()
         return {"engine": engine, "done": action}
 
 

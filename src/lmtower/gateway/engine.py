@@ -61,7 +61,9 @@ class Replica:
         self.circuit = Circuit()
         self.in_flight = 0
         self.healthy: bool | None = None
-        """What the last health check said; None before the first."""
+        """What the last health checks said; None before the first."""
+        self.misses = 0
+        """Checks in a row that failed."""
         self.ready_since = 0.0
 
     @property
@@ -154,22 +156,29 @@ class Engine:
         if slots != self.admission.slots:
             self.admission.resize(slots)
 
+    async def look(self) -> None:
+        """Check every replica now. Whoever starts an engine can use it then, and not only after its next check."""
+        await asyncio.gather(*map(self._look, self.replicas))
+
     async def _watch(self, replica: Replica) -> None:
-        misses = 0
         while True:
-            absent = self._absent(replica.upstream.url)
-            if not absent and await replica.check():
-                misses = 0
-                if not replica.healthy:
-                    log.info("engine ready", engine=self.name, replica=replica.upstream.replica)
-                    replica.ready_since = self._clock()
-                replica.healthy = True
-                replica.circuit.succeeded()
-            else:
-                misses += 2 if absent else 1
-                if replica.healthy and misses >= 2:
-                    log.warning("engine lost", engine=self.name, replica=replica.upstream.replica)
-                if misses >= 2:
-                    replica.healthy = False
-            self.resize()
-            await asyncio.sleep(CHECK_SECONDS if replica.healthy and not misses else CHECK_SECONDS_UNHEALTHY)
+            await self._look(replica)
+            well = replica.healthy and not replica.misses
+            await asyncio.sleep(CHECK_SECONDS if well else CHECK_SECONDS_UNHEALTHY)
+
+    async def _look(self, replica: Replica) -> None:
+        absent = self._absent(replica.upstream.url)
+        if not absent and await replica.check():
+            replica.misses = 0
+            if not replica.healthy:
+                log.info("engine ready", engine=self.name, replica=replica.upstream.replica)
+                replica.ready_since = self._clock()
+            replica.healthy = True
+            replica.circuit.succeeded()
+        else:
+            replica.misses += 2 if absent else 1
+            if replica.healthy and replica.misses >= 2:
+                log.warning("engine lost", engine=self.name, replica=replica.upstream.replica)
+            if replica.misses >= 2:
+                replica.healthy = False
+        self.resize()
