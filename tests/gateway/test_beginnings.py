@@ -58,7 +58,7 @@ def test_changed_message_is_read_again(
     """Nothing from a change on counts as known; the places before the last messages do."""
     beginnings = Beginnings()
     step(beginnings, json.dumps(body_of(conversation), **layout).encode())
-    changed = [*conversation[:at], {"role": "user", "content": "changed"}, other]
+    changed = [*conversation[:at], {"role": "user", "content": "longer than any that is drawn"}, other]
     said = step(beginnings, json.dumps(body_of(changed), **layout).encode())
     assert said <= at + 1
 

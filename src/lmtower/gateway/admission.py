@@ -104,7 +104,7 @@ class Admission:
 
     def try_enter(self, lane: Lane) -> bool:
         """Take a slot if one is free and nobody waits: the usual case, without a future."""
-        if self._queued or (self.held and lane in self.held):
+        if self._queued or lane in self.held:
             return False
         reserve = self.lanes.reserve
         free = free_for(lane, self.running, self.slots, reserve) if reserve else self.slots - self._in_flight

@@ -82,7 +82,7 @@ class Dispatcher:
             call: Call | None = None
             replica.in_flight += 1
             try:
-                call = replica.pool.kept_call(prepared.path, prepared.pieces, headers=headers)
+                call = replica.pool.kept_call(prepared.path, prepared.pieces, headers)
                 if call is None:
                     call = await replica.pool.call(prepared.path, prepared.pieces, headers=headers)
                 flow.replica = replica.upstream.replica

@@ -28,27 +28,26 @@ class Circuit:
     """Keeps requests off a replica that fails: open after three failures in a row, then one probe at a time."""
 
     def __init__(self) -> None:
-        self.failures = 0
-        """In a row, up to now."""
+        self._failures = 0
         self._open_until = 0.0
         self._open_seconds = OPEN_SECONDS
 
     def state(self, now: float) -> Literal["closed", "open", "half_open"]:
         """closed: requests pass. open: none. half_open: the next one decides."""
-        if self.failures < FAILURES_TO_OPEN:
+        if self._failures < FAILURES_TO_OPEN:
             return "closed"
         return "open" if now < self._open_until else "half_open"
 
     def failed(self, now: float) -> None:
         """A connection could not be made or broke."""
-        self.failures += 1
-        if self.failures >= FAILURES_TO_OPEN:
+        self._failures += 1
+        if self._failures >= FAILURES_TO_OPEN:
             self._open_until = now + self._open_seconds
             self._open_seconds = min(OPEN_SECONDS_MOST, self._open_seconds * 2)
 
     def succeeded(self) -> None:
         """An answer came, whatever its status: the replica is there."""
-        self.failures = 0
+        self._failures = 0
         self._open_seconds = OPEN_SECONDS
 
 
@@ -65,11 +64,6 @@ class Replica:
         self.misses = 0
         """Checks in a row that failed."""
         self.ready_since = 0.0
-
-    @property
-    def sound(self) -> bool:
-        """Whether it certainly takes requests: nothing has failed."""
-        return self.healthy is not False and not self.circuit.failures
 
     def usable(self, now: float) -> bool:
         """Whether requests may go there. A replica that was not checked yet gets the benefit of the doubt."""
@@ -132,8 +126,6 @@ class Engine:
         """The replica for the next request; None when none is usable."""
         if len(self.replicas) == 1:
             replica = self.replicas[0]
-            if replica.sound and not tried:
-                return replica
             return replica if replica.usable(self._clock()) and replica.upstream.replica not in tried else None
         now = self._clock()
         candidates = [

@@ -13,8 +13,6 @@ from lmtower.personas import CompiledPersona
 from lmtower.telemetry.tracing import Trace
 from lmtower.wire.reply import Reply
 
-_NO_CALLS = (0, 0, 0, 0)
-
 
 class Flow:
     """Facts of one request, filled in as it proceeds. Times are on the loop's clock, in seconds.
@@ -46,8 +44,8 @@ class Flow:
     recorded = False
     held = False
     """The answer waits in the outbox, which writes the record first."""
-    tool_calls: Sequence[int] = _NO_CALLS
-    """valid, repaired, retried, rejected"""
+    tool_calls: Sequence[int] = ()
+    """valid, repaired, retried, rejected; nothing unless the persona is strict"""
     trace: Trace | None = None
 
     def __init__(
@@ -116,7 +114,7 @@ class Flow:
         if reply is not None:
             self._count(record, reply)
         calls = self.tool_calls
-        if calls is not _NO_CALLS and any(calls):
+        if calls:
             record.tool_calls_valid, record.tool_calls_repaired = calls[0], calls[1]
             record.tool_calls_retried, record.tool_calls_rejected = calls[2], calls[3]
         return record

@@ -342,25 +342,24 @@ class Pool:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> Call:
         """Send a request. Raises UpstreamLost when no connection can be made."""
-        call = self.kept_call(path, pieces, method=method, headers=headers)
-        if call is not None:
-            return call
-        connection = await asyncio.create_task(self._connect())
-        length = size(pieces)
-        return connection.send(self._head(method, path, headers, length), pieces, length)
-
-    def kept_call(
-        self,
-        path: str,
-        pieces: Sequence[Piece],
-        *,
-        method: str = "POST",
-        headers: Sequence[tuple[bytes, bytes]] = (),
-    ) -> Call | None:
-        """Send a request on a connection that was kept, if there is one."""
         connection = self._take()
         if connection is None:
-            return None
+            connection = await asyncio.create_task(self._connect())
+        return self._send(connection, method, path, pieces, headers)
+
+    def kept_call(self, path: str, pieces: Sequence[Piece], headers: Sequence[tuple[bytes, bytes]]) -> Call | None:
+        """POST on a connection that was kept, if there is one: the usual case, without a coroutine."""
+        connection = self._take()
+        return None if connection is None else self._send(connection, "POST", path, pieces, headers)
+
+    def _send(
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        pieces: Sequence[Piece],
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> Call:
         length = size(pieces)
         return connection.send(self._head(method, path, headers, length), pieces, length)
 
