@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lmtower.gateway.admission import Admission
+from lmtower.gateway.pool import Pool
 from lmtower.gateway.routing import Candidate, choose
-from lmtower.gateway.upstream import Call, Pool, UpstreamLost
+from lmtower.gateway.upstream import Call, UpstreamLost
 from lmtower.gateway.upstreams import Upstream
 from lmtower.logs import get_logger
 

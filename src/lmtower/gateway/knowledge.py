@@ -19,7 +19,8 @@ from lmtower.config.folder import INTERNAL_KEY
 from lmtower.config.types import LANES, Lane
 from lmtower.gateway.exchange import Exchange, Header
 from lmtower.gateway.flow import Flow
-from lmtower.gateway.upstream import Pool, UpstreamLost
+from lmtower.gateway.pool import Pool
+from lmtower.gateway.upstream import UpstreamLost
 from lmtower.ledger import Client
 from lmtower.personas import CompiledPersona
 from lmtower.wire import citing
