@@ -6,14 +6,16 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmtower.gateway import connection, routes
-from lmtower.gateway.exchange import Exchange
+from lmtower.gateway.exchange import Exchange, Request
 from lmtower.gateway.server import Server
+from lmtower.wire.faults import Fault
 from tests.gateway.support import until
 
 
@@ -36,6 +38,9 @@ class Echo:
                 raise RuntimeError("boom")
             if request.path == "/silent":
                 return
+            if request.path == "/headers":
+                exchange.respond(200, [], b" ".join(request.headers))
+                return
             if request.path in ("/stream", "/cut", "/flood"):
                 await self._stream(exchange)
                 return
@@ -52,6 +57,8 @@ class Echo:
                 exchange.send(b"x" * 65536)
                 await asyncio.sleep(0)
             await self.door.wait()
+            exchange.abort()
+            return
         exchange.send(b"one")
         exchange.send(b"two")
         if exchange.request.path == "/cut":
@@ -61,9 +68,9 @@ class Echo:
 
 
 @asynccontextmanager
-async def serving(max_body: int = 10_000) -> AsyncIterator[tuple[Server, Echo, int]]:
+async def serving(max_body: int = 10_000, **parts: Any) -> AsyncIterator[tuple[Server, Echo, int]]:
     echo = Echo()
-    found = Server(echo, routes.dialect_of, max_body=max_body)
+    found = Server(echo, routes.dialect_of, max_body=max_body, **parts)
     _, port = await found.listen("127.0.0.1", 0)
     try:
         yield found, echo, port
@@ -113,17 +120,38 @@ async def test_hundred_pipelined_requests_pause_reading_and_all_arrive() -> None
 
 
 @pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (b"GET / HTTP/1.1\r\nhost : x\r\n\r\n", [200, 200, 400]),
+        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n", [200, 200, 413]),
+        (b"GET /three HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\nstray bytes", [200, 200, 200]),
+    ],
+)
+async def test_refused_request_waits_for_the_answers_before_it(last: bytes, expected: list[int]) -> None:
+    """A broken or too large request behind good ones takes nothing from them, and is answered after them."""
+    async with serving() as (_, echo, port):
+        task = asyncio.create_task(talk(port, post(b"/wait", b"1") + post(b"/two", b"2") + last))
+        await until(lambda: echo.seen)
+        echo.door.set()
+        answer = await task
+    assert statuses(answer) == expected
+    assert answer.find(b"/wait 1") < answer.find(b"/two 2")
+
+
+@pytest.mark.parametrize(
     ("data", "status"),
     [
         (b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd", 400),
         (b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: identity\r\n\r\n", 400),
+        (b"POST /a HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: +3\r\n\r\nabc", 400),
         (b"POST /a HTTP/1.1\r\nhost: x\r\nhost: y\r\ncontent-length: 0\r\n\r\n", 400),
         (b"POST /a HTTP/1.1\r\nhost: x\r\nx : y\r\ncontent-length: 0\r\n\r\n", 400),
         (b"POST /a HTTP/1.1\nhost: x\n\n", 400),
         (b"nonsense\r\n\r\n", 400),
+        (b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n", 405),
         (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x-a: " + b"y" * 70_000 + b"\r\n\r\n", 431),
     ],
 )
@@ -171,20 +199,65 @@ async def test_chunked_body_and_expect_continue() -> None:
         writer.close()
 
 
+async def test_spaces_behind_a_header_and_trailers_change_nothing() -> None:
+    """A length with a space behind it is one; what stands behind a chunked body is not read as a header."""
+    async with serving() as (_, _echo, port):
+        spaced = await talk(port, b"POST /a HTTP/1.1\r\nconnection: close \r\ncontent-length: 2 \t\r\n\r\nok")
+        head = b"POST /headers HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        trailed = await talk(port, head + b"1\r\na\r\n0\r\nauthorization: Bearer b\r\nhost: z\r\n\r\n")
+    assert b"/a ok" in spaced
+    assert trailed.endswith(b"\r\n\r\nhost connection transfer-encoding")
+
+
+@pytest.mark.parametrize(
+    "rest", [b"content-length: 5\r\n\r\nhello", b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
+)
+async def test_upgrade_is_ignored_and_the_body_arrives(rest: bytes) -> None:
+    """Java's client asks for h2c with every request of a connection: the body is no other protocol."""
+    ask = b"POST /a HTTP/1.1\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
+    async with serving() as (_, echo, port):
+        answer = await talk(port, (ask + rest) * 3 + b"GET /last HTTP/1.1\r\nconnection: close\r\n\r\n")
+    assert statuses(answer) == [200] * 4
+    assert echo.seen == [("POST", "/a", b"", 5)] * 3 + [("GET", "/last", b"", 0)]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [b"content-length: 65537", b"transfer-encoding: chunked", b"content-length: 5\r\nexpect: 100-continue"],
+)
+async def test_door_is_asked_before_a_large_body_comes(ask: bytes) -> None:
+    """Who may not send is told so at once, and what a web page needs to read the answer goes with it."""
+
+    def door(request: Request) -> None:
+        if b"x-key" not in request.headers:
+            raise Fault(401, "missing_api_key", "Who?")
+
+    parts: dict[str, Any] = {"door": door, "cors": lambda _: [(b"vary", b"origin")]}
+    async with serving(max_body=100_000, **parts) as (_, echo, port):
+        answer = await talk(port, b"POST /a HTTP/1.1\r\nhost: x\r\n" + ask + b"\r\n\r\n")
+        assert statuses(answer) == [401]
+        assert b"\r\nvary: origin\r\n" in answer
+        assert statuses(await talk(port, post(b"/small", b"x" * 100, b"connection: close"))) == [200]
+        large = post(b"/large", b"x" * 70_000, b"x-key: 1", b"connection: close")
+        assert statuses(await talk(port, large)) == [200]
+        assert [length for *_, length in echo.seen] == [100, 70_000]
+
+
 async def test_head_http10_absolute_targets_and_upgrades() -> None:
-    """HEAD has no body, HTTP/1.0 closes, an absolute target is understood, an upgrade is ignored."""
+    """HEAD has no body, HTTP/1.0 closes unless it is asked not to, an absolute target is understood."""
     async with serving() as (_, echo, port):
         head = await talk(port, b"HEAD /h HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         old = await talk(port, b"GET /old HTTP/1.0\r\n\r\n")
         stream = await talk(port, b"GET /stream HTTP/1.0\r\n\r\n")
         absolute = await talk(port, b"GET http://x/abs?q=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        upgrade = await talk(port, b"GET /up HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        kept = await talk(port, b"GET /a HTTP/1.0\r\nconnection: keep-alive\r\n\r\nGET /b HTTP/1.0\r\n\r\n")
     assert head.endswith(b"\r\n\r\n")
     assert old.endswith(b"/old ")
     assert stream.endswith(b"\r\n\r\nonetwo")
     assert absolute.endswith(b"/abs ")
     assert ("GET", "/abs", b"q=1", 0) in echo.seen
-    assert statuses(upgrade) == [200]
+    assert statuses(kept) == [200, 200]
+    assert kept.count(b"connection: keep-alive\r\n") == 1
 
 
 async def test_stream_is_chunked_and_a_cut_has_no_last_chunk() -> None:
@@ -271,20 +344,60 @@ async def test_body_that_trickles_in_is_408_and_a_slow_one_is_not(known: bool) -
         writer.close()
 
 
-async def test_shutdown_finishes_running_requests_and_refuses_new_connections() -> None:
-    """Closing waits for the answer that is on its way, then for nothing else."""
+async def test_slow_reader_gets_all_of_an_answer_that_took_long() -> None:
+    """The time to read begins when the answer is there, not when the request came; then it ends, too."""
     async with serving() as (found, echo, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.wait_for(echo.paused.wait(), 10)
+        [client] = found.connections
+        client._deadline = 0.0  # the request came long ago
+        echo.door.set()
+        await until(lambda: client.transport.is_closing())
+        found.tick(connection.monotonic())
+        assert client.transport.get_write_buffer_size()
+        found.tick(connection.monotonic() + connection.IDLE_SECONDS)
+        await until(lambda: not found.connections)
+        await reader.read()
+        writer.close()
+
+
+async def test_shutdown_finishes_running_requests_and_answers_until_then() -> None:
+    """Closing waits for the answer that is on its way; whoever comes meanwhile gets one, too, on kept connections and
+    on new ones. Then nobody listens, and connections on which nothing happens are closed."""
+    async with serving() as (found, echo, port):
+        reader, kept = await asyncio.open_connection("127.0.0.1", port)
         task = asyncio.create_task(talk(port, b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n"))
         await until(lambda: echo.seen)
         closing = asyncio.create_task(found.close(10))
         await until(lambda: found.closing)
+        silent_reader, silent = await asyncio.open_connection("127.0.0.1", port)
+        kept.write(b"GET /kept HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"connection: close" in await reader.read()
+        assert b"connection: close" in await talk(port, b"GET /new HTTP/1.1\r\nhost: x\r\n\r\n")
         echo.door.set()
         answer = await task
         await closing
+        assert await silent_reader.read() == b""
+        kept.close()
+        silent.close()
         with pytest.raises(OSError):
             await asyncio.open_connection("127.0.0.1", port)
     assert statuses(answer) == [200]
     assert b"connection: close" in answer
+
+
+async def test_shutdown_in_a_hurry_cuts_what_runs() -> None:
+    """Whoever asks twice does not wait for the grace."""
+    async with serving() as (found, echo, port):
+        task = asyncio.create_task(talk(port, b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n"))
+        await until(lambda: echo.seen)
+        closing = asyncio.create_task(found.close(1000))
+        await until(lambda: found.closing)
+        found.hurry()
+        await asyncio.wait_for(closing, 5)
+        assert await task == b""
+        assert echo.cancelled.is_set()
 
 
 @given(cuts=st.lists(st.integers(1, 200), max_size=8), body=st.binary(max_size=60))

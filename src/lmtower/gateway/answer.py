@@ -33,7 +33,8 @@ class HttpExchange:
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer in one write."""
         head = self._head(status, headers)
-        head += (b"content-length: ", str(len(body)).encode(), b"\r\n\r\n")
+        # RFC 9110 8.6: "A server MUST NOT send a Content-Length header field in any response with a status code of 204"
+        head += (b"content-length: ", str(len(body)).encode(), b"\r\n\r\n") if status != 204 else (b"\r\n",)
         if self.request.method != "HEAD":
             head.append(body)
         self._write(b"".join(head))
@@ -69,7 +70,7 @@ class HttpExchange:
     def abort(self) -> None:
         """Flush and cut without the last chunk, so that a truncated answer does not look complete."""
         self.finished = True
-        self._connection.close()
+        self._connection.answered(keep_alive=False)
 
     def left(self, raised: BaseException | None) -> None:
         """The handler has ended; ``raised`` is what it did not catch."""
@@ -90,6 +91,8 @@ class HttpExchange:
             lines += (name, b": ", value, b"\r\n")
         if not self._keep_alive:
             lines.append(b"connection: close\r\n")
+        elif not self.request.head.http11:
+            lines.append(b"connection: keep-alive\r\n")
         return lines
 
     def _write(self, data: bytes) -> None:

@@ -92,7 +92,13 @@ class Gateway:
         if configuration.tower.observability.tracing is not None:
             self.handler.tracer = Tracer.to(configuration.tower.observability.tracing, version)
         settings = configuration.tower.gateway
-        self.server = Server(self.handler, routes.dialect_of, max_body=settings.max_body)
+        self.server = Server(
+            self.handler,
+            routes.dialect_of,
+            max_body=settings.max_body,
+            door=self.handler.door,
+            cors=self.handler.cors,
+        )
         self.admin = Admin(self, admin_key, control)
         self.admin_server = Server(self.admin, lambda _: "openai", max_body=1024**2)
 
@@ -117,7 +123,11 @@ class Gateway:
     async def stop(self) -> None:
         """Refuse new work, let streams finish for ``gateway.shutdown_grace``, close everything."""
         self.draining = self.handler.draining = True
-        await self.server.close(self.snapshot.tower.gateway.shutdown_grace)
+        grace = self.snapshot.tower.gateway.shutdown_grace
+        running = sum(connection.busy for connection in self.server.connections)
+        if running:
+            log.info("shutting down: running requests may finish", requests=running, seconds=grace)
+        await self.server.close(grace)
         await self.admin_server.close(0.5)
         if self.handler.tracer is not None:
             await asyncio.to_thread(self.handler.tracer.close)
@@ -196,9 +206,15 @@ class Gateway:
 
 
 async def serve(gateway: Gateway, on_started: Callable[[tuple[str, int], tuple[str, int]], None] | None = None) -> None:
-    """Run until SIGINT or SIGTERM; SIGHUP reloads. Everything is closed when it returns."""
+    """Run until SIGINT or SIGTERM, whose second one waits for nobody; SIGHUP reloads. Everything is closed when it
+    returns."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+
+    def end() -> None:
+        if stop.is_set():
+            gateway.server.hurry()
+        stop.set()
 
     def hang_up() -> None:
         try:
@@ -207,7 +223,7 @@ async def serve(gateway: Gateway, on_started: Callable[[tuple[str, int], tuple[s
             log.warning("still serving", version=gateway.snapshot.version)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         listen, admin = await gateway.start()

@@ -99,6 +99,6 @@ def cors(request: Request, allowed: Sequence[str]) -> list[Header]:
         return []
     return [
         (b"access-control-allow-origin", origin),
-        (b"access-control-expose-headers", b"x-request-id, retry-after"),
+        (b"access-control-expose-headers", b"*"),
         (b"vary", b"origin"),
     ]

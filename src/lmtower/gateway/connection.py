@@ -4,12 +4,14 @@ Theory of operation
 -------------------
 A connection feeds what it reads to the parser, unless it is the head that it had before (``head.Repeat``). Complete
 requests are handled strictly one after the other, so pipelined answers keep their order; when too many wait, reading
-pauses. A request that cannot be accepted (too large, broken, smuggled) is answered in the dialect of its path, after
-which the connection lingers for a moment: it discards what still arrives, because closing with unread bytes would
-reset the connection and destroy the answer on its way. A client that goes away cancels the handler of its request.
+pauses. A request that cannot be accepted (too large, broken, smuggled) is answered in its turn and in the dialect of
+its path, after which the connection lingers for a moment: it discards what still arrives, because closing with unread
+bytes would reset the connection and destroy the answer on its way. A client that goes away, or closes its half of the
+connection, cancels the handler of its request.
 
 Refused as ambiguous (request smuggling, RFC 9112 6.1 and 6.3): Content-Length together with Transfer-Encoding,
-conflicting lengths, any transfer coding but ``chunked``. The parser itself refuses bare LF and folded headers.
+conflicting lengths, any transfer coding but ``chunked``, any of them in HTTP/1.0. The parser itself refuses bare LF
+and folded headers. Trailers are not headers: whatever stands before the tower has not seen them.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ SLOWEST = 4096
 """Bytes a second of a body; one that comes more slowly uses up its ``BODY_SECONDS``."""
 IDLE_SECONDS = 120.0
 LINGER_SECONDS = 2.0
+WELCOME = 64 * 1024
+"""Bytes of a body that anybody may send; for more a key is asked first."""
 PIPELINED = 16
 WRITE_BUFFER = 256 * 1024
 
@@ -62,6 +66,8 @@ class Connection(asyncio.Protocol):
         self._current: HttpExchange | None = None
         self._errand: Errand | None = None
         self._queue: deque[HttpExchange] = deque()
+        self._refused: tuple[HttpExchange, Fault] | None = None
+        """The last request, which could not be accepted, while those before it are not answered yet."""
         self._paused = False
         self._discard = False
         self._deadline = monotonic() + HEADER_SECONDS
@@ -157,16 +163,36 @@ class Connection(asyncio.Protocol):
             self._first = data
         if self._in_headers:
             self._header_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # the answer says "connection: close": nothing here speaks another protocol
-        except httptools.HttpParserError as exc:
-            if not self._discard:
-                self._reject(Fault(400, "invalid_http", f"This is not valid HTTP/1.1: {exc}."))
-            return
+        while data:
+            try:
+                self._parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._stay(data[upgrade.args[0] :])
+            except httptools.HttpParserError as exc:
+                self._refuse(Fault(400, "invalid_http", f"This is not valid HTTP/1.1: {exc}."))
+                return
         if self._in_headers and self._header_bytes > HEADER_BYTES and not self._discard:
             self._reject(_headers_too_large())
+
+    def _stay(self, rest: bytes) -> bytes:
+        """A request with an upgrade, to be parsed again without it: the parser takes its body for the other protocol.
+
+        RFC 9110 7.8: "A server MAY ignore a received Upgrade header field". Java's client asks for h2c again and again.
+        """
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._refuse(Fault(405, "method_not_allowed", "This is not a proxy."))
+        if self._discard:
+            return b""
+        lines = [b"%b %b HTTP/%b" % (method, self._url, version)]
+        for name, value in self._headers.items():
+            if name == b"connection":
+                value = b", ".join(word for word in value.split(b",") if word.strip().lower() != b"upgrade")
+            if name != b"upgrade" and value:
+                lines.append(name + b": " + value)
+        self._parser = httptools.HttpRequestParser(self)
+        return b"\r\n".join((*lines, b"", rest))
 
     def _begin(self) -> None:
         self._url = b""
@@ -189,12 +215,14 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line."""
+        """One header line, or one of the trailers."""
+        if not self._in_headers:
+            return
         name = name.lower()
         if name in self._headers and name in (b"content-length", b"transfer-encoding", b"host"):
             # RFC 9112 6.3: differing lengths MUST be treated as an unrecoverable error
             self._refuse(Fault(400, "invalid_http", f"The header {name.decode()!r} is given twice."))
-        self._headers[name] = value
+        self._headers[name] = value.rstrip(b" \t")
         self._header_size += len(name) + len(value)
         if self._header_size > HEADER_BYTES:
             self._refuse(_headers_too_large())
@@ -202,16 +230,32 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """All headers are there: decide whether the body may come."""
         self._in_headers = False
+        if self._discard or self._parser.should_upgrade():
+            return
         headers = self._headers
         coding = headers.get(b"transfer-encoding")
         length = headers.get(b"content-length")
-        if coding is not None and (length is not None or coding.strip().lower() != b"chunked"):
+        if coding is not None and (length is not None or coding.lower() != b"chunked"):
             self._refuse(Fault(400, "invalid_http", "Only one of Content-Length and 'Transfer-Encoding: chunked'."))
+        elif coding is not None and self._parser.get_http_version() != "1.1":
+            # RFC 9112 6.1: "MUST treat the message as if the framing is faulty"
+            self._refuse(Fault(400, "invalid_http", "HTTP/1.0 has no Transfer-Encoding."))
         elif length is not None and (not length.isdigit() or int(length) > self.server.max_body):
             self._refuse(_too_large(self.server.max_body))
-        elif headers.get(b"expect", b"").lower() == b"100-continue" and (length or coding):
+        elif coding is not None or ((length is not None and int(length) > WELCOME) or b"expect" in headers):
+            self._knock()
+        if not self._discard:
+            self._deadline = monotonic() + BODY_SECONDS
+
+    def _knock(self) -> None:
+        """Before a large body: may it come? Without this, whoever reaches the address could fill the memory."""
+        try:
+            self.server.door(Request(self._head(), peer=self._peer))
+        except Fault as fault:
+            self._refuse(fault)
+            return
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._idle:
             self.transport.write(_CONTINUE)
-        self._deadline = monotonic() + BODY_SECONDS
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -230,7 +274,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """A request is complete."""
-        if self._discard:
+        if self._discard or self._parser.should_upgrade():
             return
         body = b"".join(self._body) if len(self._body) != 1 else self._body[0]
         head = self._head()
@@ -245,11 +289,16 @@ class Connection(asyncio.Protocol):
             parser.get_method().decode(),
             *target(self._url),
             headers,
-            keep_alive=parser.should_keep_alive() and b"upgrade" not in headers,
+            keep_alive=parser.should_keep_alive(),
             http11=parser.get_http_version() == "1.1",
         )
 
     # -- requests --------------------------------------------------------------------------------------------
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        return self._current is None and not self._queue
 
     def _take(self, request: Request) -> None:
         """Handle a request now or after those before it."""
@@ -281,24 +330,28 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def answered(self, keep_alive: bool) -> None:
-        """The current answer is out: go on with the next request or close."""
+        """The current answer is out: go on with the next request or close, within the time that the client may take
+        to read what is still on its way."""
         self._current = None
+        self._deadline = monotonic() + (HEADER_SECONDS if self._in_message else IDLE_SECONDS)
         if not keep_alive:
             self.close()
-            return
-        self._deadline = monotonic() + (HEADER_SECONDS if self._in_message else IDLE_SECONDS)
-        if self._queue:
+        elif self._queue or self._refused is not None:
             self.loop.call_soon(self._next)  # not from here: the handler of the last request is still at work
         elif self.server.closing:
             self.close()
 
     def _next(self) -> None:
-        if self._queue and self._current is None:
+        if self._current is not None:
+            return
+        if self._queue:
             exchange = self._queue.popleft()
             if self._paused and not self._queue:
                 self._paused = False
                 self.transport.resume_reading()
             self._run(exchange)
+        elif self._refused is not None:
+            self._answer(*self._refused)
 
     def cancel(self, exchange: HttpExchange) -> None:
         """End the handler of a request where it waits."""
@@ -316,20 +369,20 @@ class Connection(asyncio.Protocol):
             path, query = self._known.head.path, self._known.head.query
         self._discard = True
         self._left = 0
-        self._deadline = monotonic() + LINGER_SECONDS
         self._body.clear()
-        if self._current is not None or self._queue:
-            # an answer to an earlier request is on its way; this one cannot overtake it
-            self.close()
-            return
         head = Head("POST", path, query, self._headers, keep_alive=False)
-        self._answer(HttpExchange(self, Request(head, peer=self._peer)), fault)
+        exchange = HttpExchange(self, Request(head, peer=self._peer))
+        if self._idle:
+            self._answer(exchange, fault)
+        else:
+            self._refused = exchange, fault
 
     def _answer(self, exchange: HttpExchange, fault: Fault) -> None:
         request = exchange.request
         dialect = self.server.dialect_of(request.path)
         request_id = request.id or identity.request_id(request.headers) or f"req_{secrets.token_hex(10)}"
         headers: list[Header] = [JSON, (b"x-request-id", request_id.encode()), *fault.header_lines()]
+        headers += self.server.cors(request)
         exchange.respond(faults.status(fault, dialect), headers, faults.render(fault, dialect, request_id))
 
     # -- ends ------------------------------------------------------------------------------------------------
@@ -343,14 +396,23 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def close_when_idle(self) -> None:
-        """Close now, or after the running request."""
-        if self._current is None:
-            self.close()
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return not self._idle
+
+    def cut(self) -> None:
+        """The time is over: end what runs (its handler may still say why), then close."""
+        self._queue.clear()
+        if self._current is not None:
+            self.cancel(self._current)
+        if not self.transport.is_closing():
+            self.transport.close()
 
     def close(self) -> None:
         """Flush and close; a body that is still arriving is discarded for a moment first."""
         if self._discard and self.transport.can_write_eof() and not self.transport.is_closing():
+            self._deadline = monotonic() + LINGER_SECONDS
             self.transport.write_eof()
             return
         self.transport.close()

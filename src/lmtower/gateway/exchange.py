@@ -108,3 +108,7 @@ class Exchange(Protocol):
 Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 DialectOf = Callable[[str], Dialect]
 """Path -> dialect for errors that arise before the handler runs (a body over the limit, broken HTTP)."""
+Door = Callable[[Request], None]
+"""Asked with the head of a request whose body is large, before that is read. Raises Fault to refuse it."""
+Cors = Callable[[Request], Headers]
+"""Headers that let a web page read answers that no handler gave."""

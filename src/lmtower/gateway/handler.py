@@ -11,9 +11,9 @@ from itertools import count
 import msgspec
 
 from lmtower.gateway import coding, identity, side
-from lmtower.gateway.caller import Caller, Way
+from lmtower.gateway.caller import Caller, Way, cors
 from lmtower.gateway.dispatch import Dispatcher
-from lmtower.gateway.exchange import JSON, Exchange, Request
+from lmtower.gateway.exchange import JSON, Exchange, Header, Request
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.intake import Intake
 from lmtower.gateway.knowledge import Knowledge
@@ -89,6 +89,7 @@ class Handler:
                 message = f"{request.path[:200]} is not supported by this tower."
                 raise Fault(501, "not_supported", message, should_retry=False)
             elif route.kind == "stores":
+                self._open()
                 headers = [(b"x-request-id", request_id.encode()), *caller.cors]
                 client = self.client(caller, request)
                 if caller.coding:
@@ -110,6 +111,21 @@ class Handler:
             faults.status(fault, caller.dialect), headers, faults.render(fault, caller.dialect, request_id)
         )
 
+    def door(self, request: Request) -> None:
+        """Look at the key of a request whose body is still to come. Raises Fault."""
+        snapshot = self.snapshot()
+        self._open()
+        self.client(Caller(request, snapshot, self.ledger.keys), request)
+
+    def cors(self, request: Request) -> list[Header]:
+        """See ``caller.cors``."""
+        return cors(request, self.snapshot().tower.gateway.cors)
+
+    def _open(self) -> None:
+        """Raises Fault(503) while the tower shuts down."""
+        if self.draining:
+            raise _shutting_down()
+
     # -- model requests --------------------------------------------------------------------------------------
 
     async def _model(self, exchange: Exchange, caller: Caller, request_id: str) -> None:
@@ -128,7 +144,10 @@ class Handler:
         except asyncio.CancelledError:
             flow.outcome = "cancelled"
             flow.status = 499
-            raise
+            if not self.draining:
+                raise
+            flow.done()
+            self.refuse(exchange, _shutting_down(), caller, request_id)  # nobody reads it, or the time is over
         except BaseException:
             flow.outcome = "error"
             flow.status = 500
@@ -138,8 +157,7 @@ class Handler:
 
     async def _serve(self, flow: Flow, caller: Caller) -> None:
         request = flow.exchange.request
-        if self.draining:
-            raise Fault(503, "shutting_down", "The tower is shutting down.", retry_after=10)
+        self._open()
         flow.client = self.client(caller, request)
         if caller.coding:
             await coding.decode(request, caller.coding, caller.snapshot.tower.gateway.max_body)
@@ -291,6 +309,10 @@ class Handler:
                 (b"access-control-max-age", b"600"),
             ]
         exchange.respond(204, headers, b"")
+
+
+def _shutting_down() -> Fault:
+    return Fault(503, "shutting_down", "The tower is shutting down.", retry_after=10)
 
 
 def _outcome(fault: Fault) -> Outcome:

@@ -9,22 +9,35 @@ from email.utils import formatdate
 from time import monotonic
 
 from lmtower.gateway.connection import Connection
-from lmtower.gateway.exchange import DialectOf, Handler
+from lmtower.gateway.exchange import Cors, DialectOf, Door, Handler
+
+FLUSH_SECONDS = 0.5
 
 
 class Server:
     """Listens and owns its connections. Their deadlines are checked by one tick a second instead of a timer each."""
 
-    def __init__(self, handler: Handler, dialect_of: DialectOf, *, max_body: int) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        dialect_of: DialectOf,
+        *,
+        max_body: int,
+        door: Door = lambda _: None,
+        cors: Cors = lambda _: (),
+    ) -> None:
         self.handler = handler
         self.dialect_of = dialect_of
         self.max_body = max_body
+        self.door = door
+        self.cors = cors
         self.date = b""
         """The header line for answers of this second."""
         self.closing = False
         self.connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._grace: asyncio.Timeout | None = None
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
         """Start to accept. Returns the address in use (port 0 picks one). Raises OSError."""
@@ -36,20 +49,31 @@ class Server:
         return address[0], address[1]
 
     async def close(self, grace: float) -> None:
-        """Refuse new connections, let running requests finish for ``grace`` seconds, then cut."""
+        """Let running requests finish for ``grace`` seconds, then cut them.
+
+        Meanwhile whoever connects is still served, by a handler that may refuse: an answer with ``Retry-After`` tells
+        a client more than a port at which nobody listens.
+        """
         self.closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace) as self._grace:
+                while busy := [connection.lost for connection in self.connections if connection.busy]:
+                    await asyncio.wait(busy)
         if self._listener is not None:
             self._listener.close()
         for connection in list(self.connections):
-            connection.close_when_idle()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                while self.connections:
-                    await asyncio.wait([connection.lost for connection in self.connections])
+            connection.cut()
+        if self.connections:
+            await asyncio.wait([connection.lost for connection in self.connections], timeout=FLUSH_SECONDS)
         for connection in list(self.connections):
             connection.abort()
         if self._ticker is not None:
             self._ticker.cancel()
+
+    def hurry(self) -> None:
+        """Cut what still runs now."""
+        if self._grace is not None:
+            self._grace.reschedule(asyncio.get_running_loop().time())
 
     async def _run_ticks(self) -> None:
         while True:
