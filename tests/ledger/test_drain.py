@@ -5,14 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
-from sqlalchemy import Connection, func, select
 
 from lmtower.errors import LedgerError
 from lmtower.ledger import UsageRecord, drain, journal
-from lmtower.ledger.database import Database
+from lmtower.ledger.database import Database, Execute
 from lmtower.ledger.journal import Journal
-from lmtower.ledger.schema import journal_offsets, usage
 from tests.ledger.records import record
 
 
@@ -30,8 +29,7 @@ def _write(folder: Path, count: int, first: int = 0) -> None:
 
 
 def _ids(database: Database) -> list[str]:
-    with database.reading() as connection:
-        return [row[0] for row in connection.execute(select(usage.c.request_id).order_by(usage.c.id))]
+    return [row[0] for row in database.query("SELECT request_id FROM usage ORDER BY id")]
 
 
 def test_every_field_arrives_in_sql(database: Database, folder: Path) -> None:
@@ -46,10 +44,8 @@ def test_every_field_arrives_in_sql(database: Database, folder: Path) -> None:
     written = Journal(folder)
     written.append(full)
     drain.drain(database, folder)
-    with database.reading() as connection:
-        row = connection.execute(select(usage)).one()._asdict()
-    del row["id"]
-    assert row == {name: getattr(full, name) for name in UsageRecord.__struct_fields__}
+    [row] = database.query(f"SELECT {', '.join(UsageRecord.__struct_fields__)} FROM usage")
+    assert row == msgspec.structs.astuple(full)
     written.close()
 
 
@@ -60,8 +56,7 @@ def test_complete_segments_are_deleted_and_leave_no_offset(database: Database, f
     assert drain.drain(database, folder).rows == 1234
     assert sorted(_ids(database)) == sorted(f"req_{n}" for n in range(1234))
     assert journal.segments(folder) == []
-    with database.reading() as connection:
-        assert connection.execute(select(func.count()).select_from(journal_offsets)).scalar_one() == 0
+    assert database.query("SELECT * FROM journal_offsets") == []
 
 
 def test_segment_in_use_is_drained_again_and_again_without_repeats(database: Database, folder: Path) -> None:
@@ -91,8 +86,8 @@ def test_crash_after_any_batch_repeats_and_loses_nothing(
 
     insert = drain._insert
 
-    def broken(connection: Connection, rows: list[UsageRecord]) -> None:
-        insert(connection, rows[:7])
+    def broken(execute: Execute, records: list[UsageRecord]) -> None:
+        insert(execute, records[:7])
         raise LedgerError("the power failed")
 
     with monkeypatch.context() as patch:

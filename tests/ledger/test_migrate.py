@@ -9,7 +9,6 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
 
 from lmtower.errors import LedgerError
 from lmtower.ledger import keys, migrate
@@ -25,7 +24,7 @@ def _revisions() -> list[str]:
 
 
 def _differences(database: Database) -> list[object]:
-    with database.reading() as connection:
+    with database.connection() as connection:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
 
@@ -69,8 +68,8 @@ def test_downgrade_to_nothing_and_up_again(database: Database) -> None:
 
 def test_newer_database_is_refused_with_the_remedy(database: Database) -> None:
     """An old lmtower does not touch the tables of a newer one."""
-    with database.writing() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with database.transaction() as execute:
+        execute("UPDATE alembic_version SET version_num = '9999'", ())
     with pytest.raises(LedgerError, match=r"9999.*newer lmtower"):
         database.prepare()
 

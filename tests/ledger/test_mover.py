@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,44 +56,76 @@ async def test_process_killed_in_a_round_is_replaced_and_nothing_counts_twice(tm
     database = Database(None, tmp_path)
     database.prepare()
     mover = Mover(folder, database)
-    moving = asyncio.create_task(mover.move())
+    moving = asyncio.create_task(asyncio.to_thread(mover.move))
     await _until(lambda: database.query("SELECT COUNT(*) FROM usage")[0][0] > 0)
-    assert mover._process is not None
-    os.kill(mover._process.pid, signal.SIGKILL)
+    mover.kill()
     with pytest.raises(LedgerError, match="the next round starts another"):
         await moving
     before = int(database.query("SELECT COUNT(*) FROM usage")[0][0])
     assert before < 20_000
-    assert (await mover.move()).rows == 20_000 - before
+    assert mover.move().rows == 20_000 - before
     assert database.query("SELECT COUNT(*), COUNT(DISTINCT request_id) FROM usage") == [(20_000, 20_000)]
-    await mover.close()
+    mover.close()
     database.close()
 
 
-async def test_reason_of_a_failed_round_reaches_the_tower(tmp_path: Path) -> None:
+def test_reason_of_a_failed_round_reaches_the_tower(tmp_path: Path) -> None:
     """A database that cannot be used is the ledger's error, and the process stays for the next round."""
     folder = _filled(tmp_path, 3)
     (tmp_path / "ledger.db").write_bytes(b"this is no database" * 100)
     mover = Mover(folder, Database(None, tmp_path))
     for _ in range(2):
         with pytest.raises(LedgerError, match="not a database"):
-            await mover.move()
+            mover.move()
     assert mover.running
-    await mover.close()
+    mover.close()
 
 
-def test_process_ends_with_its_tower_and_is_nice(tmp_path: Path) -> None:
-    """Its input ends when the tower is gone, killed or not; it runs at the lowest priority."""
+def test_process_is_nice_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    """It runs at the lowest priority from its first instruction on, on the core of a tower that is busy."""
     folder = _filled(tmp_path, 5)
     database = Database(None, tmp_path)
     database.prepare()
+    mover = Mover(folder, database)
+    assert mover.move() == Moved(rows=5)
+    assert mover._process is not None
+    assert os.getpriority(os.PRIO_PROCESS, mover._process.pid) == 19
+    mover.close()
+    code = (
+        "import sys; from lmtower.ledger.mover import main; main(); "
+        "heavy = ('asyncio', 'pydantic', 'ruamel', 'sqlalchemy', 'structlog', 'subprocess', 'secrets', 'logging'); "
+        "print([module for module in heavy if module in sys.modules])"
+    )
+    _filled(tmp_path, 3)
+    given = msgspec.json.encode(Place(str(folder), str(tmp_path), None)) + b"\n\n"
+    shown = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, check=True).stdout
+    assert shown == msgspec.json.encode(Moved(rows=3)) + b"\n[]\n"
+    database.close()
+
+
+def test_process_ends_with_its_tower(tmp_path: Path) -> None:
+    """Its input ends when the tower is gone, killed or not."""
     command = [sys.executable, "-m", "lmtower.ledger.mover"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(msgspec.json.encode(Place(str(folder), str(tmp_path), None)) + b"\n\n")
-        process.stdin.flush()
-        assert msgspec.json.decode(process.stdout.readline(), type=Moved) == Moved(rows=5)
-        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
+        assert process.stderr is not None
+        process.stdin.write(msgspec.json.encode(Place(str(tmp_path), str(tmp_path), None)) + b"\n")
         process.stdin.close()
         assert process.wait(10) == 0
+        assert process.stderr.read() == b""
+
+
+async def test_tower_that_stops_does_not_wait_for_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for one that goes on nor for one that is about to begin; what is left stays in the journal."""
+    monkeypatch.setattr(ledger_module, "DRAIN_SECONDS", 0.02)
+    folder = _filled(tmp_path, 20_000)
+    ledger = Ledger.open(tmp_path)
+    await ledger.start()
+    await _until(lambda: ledger._mover.running)
+    await ledger.close()
+    assert not ledger._mover.running
+    assert journal.segments(folder) != []
+    assert ledger._mover._process is None
+    with pytest.raises(LedgerError, match="ended"):
+        ledger._mover.move(lambda: True)
+    assert not ledger._mover.running

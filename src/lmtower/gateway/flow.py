@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from lmtower.gateway.caller import Caller
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.exchange import Exchange, Header
-from lmtower.ledger import Client, Reservation, UsageRecord
-from lmtower.ledger.types import Outcome
+from lmtower.ledger import Client, Outcome, Reservation, UsageRecord
 from lmtower.personas import CompiledPersona
 from lmtower.telemetry.tracing import Trace
 from lmtower.wire.reply import Reply

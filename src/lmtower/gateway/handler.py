@@ -22,8 +22,7 @@ from lmtower.gateway.quota import Quota
 from lmtower.gateway.remembered import Remembered, echo
 from lmtower.gateway.routes import Route
 from lmtower.gateway.snapshot import Snapshot
-from lmtower.ledger import Client, Ledger, UsageRecord
-from lmtower.ledger.types import Outcome
+from lmtower.ledger import Client, Ledger, Outcome, UsageRecord
 from lmtower.logs import get_logger
 from lmtower.personas import PREPARERS, CompiledPersona, prepare
 from lmtower.telemetry.families import AUTH_FAILURES

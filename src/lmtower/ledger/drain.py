@@ -12,16 +12,12 @@ import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from lmtower.ledger import journal
-from lmtower.ledger.database import Database
-from lmtower.ledger.types import UsageRecord
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
+from lmtower.ledger.database import Database, Execute
+from lmtower.ledger.record import UsageRecord
 
 BATCH_ROWS = 500
 GROUP_ROWS = 100
@@ -30,8 +26,6 @@ loop that serves at full rate pays for each of these hand-overs."""
 _FIELDS = UsageRecord.__struct_fields__
 _INTO = f"INSERT INTO usage ({', '.join(_FIELDS)}) VALUES "
 _ROW = f"({', '.join('?' * len(_FIELDS))})"
-_INSERT = _INTO + _ROW
-_INSERT_GROUP = _INTO + ", ".join([_ROW] * GROUP_ROWS)
 
 
 class Drained(msgspec.Struct):
@@ -61,8 +55,7 @@ def pending(database: Database, folder: Path) -> list[UsageRecord]:
     """Records that are not yet in SQL. Blocks. Raises LedgerError."""
     found = []
     for segment in journal.segments(folder):
-        name = segment.name.replace("'", "")
-        rows = database.query(f"SELECT \"offset\" FROM journal_offsets WHERE segment = '{name}'")
+        rows = database.query('SELECT "offset" FROM journal_offsets WHERE segment = ?', (segment.name,))
         try:
             offset = int(rows[0][0]) if rows else 0
             while (block := journal.read(segment, offset, BATCH_ROWS)).end > offset:
@@ -75,69 +68,45 @@ def pending(database: Database, folder: Path) -> list[UsageRecord]:
 
 def _batch(database: Database, segment: Path, done: Drained) -> bool:
     """One transaction. Returns whether there may be more."""
-    from sqlalchemy import update
-
-    from lmtower.ledger.schema import journal_offsets
-
     if not segment.stat().st_size:
         return False
-    with journal.still(segment.parent), database.writing() as connection:
-        offset = _locked_offset(connection, segment.name)
-        if offset is None:
-            return True  # look again: the segment should be gone
+    with journal.still(segment.parent), database.transaction() as execute:
+        offset = _locked_offset(execute, segment.name)
         block = journal.read(segment, offset, BATCH_ROWS)
         if block.end == offset:
             return False
-        _insert(connection, block.records)
-        moved = update(journal_offsets).where(journal_offsets.c.segment == segment.name).values(offset=block.end)
-        connection.execute(moved)
+        _insert(execute, block.records)
+        execute('UPDATE journal_offsets SET "offset" = ? WHERE segment = ?', (block.end, segment.name))
     done.rows += len(block.records)
     done.torn += block.torn
     return len(block.records) + block.torn == BATCH_ROWS
 
 
-def _insert(connection: Connection, rows: list[UsageRecord]) -> None:
-    """Rows of the usage table. SQLite's driver takes them as tuples, at half the time of the way through SQLAlchemy,
-    which is a tenth of a small request's; none of our columns needs a conversion."""
-    from sqlalchemy import insert
-
-    from lmtower.ledger.schema import usage
-
-    if not rows:
-        return
-    driver = connection.connection.driver_connection
-    if connection.dialect.name == "sqlite" and driver is not None:
-        tuples = [msgspec.structs.astuple(record) for record in rows]
-        grouped = len(tuples) // GROUP_ROWS * GROUP_ROWS
-        for at in range(0, grouped, GROUP_ROWS):
-            driver.execute(_INSERT_GROUP, tuple(chain.from_iterable(tuples[at : at + GROUP_ROWS])))
-        driver.executemany(_INSERT, tuples[grouped:])
-    else:
-        connection.execute(insert(usage), [msgspec.structs.asdict(record) for record in rows])
+def _insert(execute: Execute, records: list[UsageRecord]) -> None:
+    """Rows of the usage table."""
+    for at in range(0, len(records), GROUP_ROWS):
+        group = records[at : at + GROUP_ROWS]
+        values = chain.from_iterable(msgspec.structs.astuple(record) for record in group)
+        execute(_INTO + ", ".join([_ROW] * len(group)), tuple(values))
 
 
-def _locked_offset(connection: Connection, segment: str) -> int | None:
-    """How far the segment was read, locked until the commit; None: another process just finished and forgot it."""
-    from sqlalchemy import select
-    from sqlalchemy.dialects import postgresql, sqlite
+def _locked_offset(execute: Execute, segment: str) -> int:
+    """How far the segment was read, locked until the commit.
 
-    from lmtower.ledger.schema import journal_offsets
-
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(insert(journal_offsets).values(segment=segment, offset=0).on_conflict_do_nothing())
-    wanted = select(journal_offsets.c.offset).where(journal_offsets.c.segment == segment)
-    offset = connection.execute(wanted.with_for_update()).scalar()
-    return None if offset is None else int(offset)
+    If another process just finished and forgot it, this is 0 again, but then there is no segment to read either.
+    """
+    execute(
+        'INSERT INTO journal_offsets (segment, "offset") VALUES (?, 0) '
+        'ON CONFLICT (segment) DO UPDATE SET "offset" = journal_offsets."offset"',  # changes nothing but locks the row
+        (segment,),
+    )
+    return int(execute('SELECT "offset" FROM journal_offsets WHERE segment = ?', (segment,))[0][0])
 
 
 def _forget(database: Database, segment: Path) -> None:
-    from sqlalchemy import delete
-
-    from lmtower.ledger.schema import journal_offsets
-
     segment.unlink()
-    with database.writing() as connection:
-        connection.execute(delete(journal_offsets).where(journal_offsets.c.segment == segment.name))
+    with database.transaction() as execute:
+        execute("DELETE FROM journal_offsets WHERE segment = ?", (segment.name,))
 
 
 def oldest_pending_time(folder: Path) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lmtower.ledger import drain
 from lmtower.ledger.accounts import Account, month_of
 from lmtower.ledger.database import Database
-from lmtower.ledger.types import UsageRecord
+from lmtower.ledger.record import UsageRecord
 from lmtower.ledger.windows import DAY, MINUTE
 
 _LONGEST_REQUEST = 6 * 3600.0

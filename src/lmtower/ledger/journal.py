@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from lmtower.ledger.types import UsageRecord
+from lmtower.ledger.record import UsageRecord
 
 SUFFIX = ".jsonl"
 SEGMENT_BYTES = 16 * 1024**2
@@ -109,7 +108,7 @@ class Journal:
 
     def _next_segment(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.folder / f"{time.time_ns():019d}-{secrets.token_hex(6)}{SUFFIX}"
+        path = self.folder / f"{time.time_ns():019d}-{os.urandom(6).hex()}{SUFFIX}"
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._close_segment()

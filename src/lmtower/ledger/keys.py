@@ -6,17 +6,14 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lmtower.config.types import Limits
 from lmtower.errors import Refused, UnknownKey
-from lmtower.ledger.database import Database
-from lmtower.ledger.types import Client, KeyRow, NewKey
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
+from lmtower.ledger.client import Client, KeyRow, NewKey
+from lmtower.ledger.database import Database, Execute
 
 PREFIX = "sk-lmt-"
 _SHOWN = len(PREFIX) + 6
@@ -33,7 +30,7 @@ class KeyTable:
 
     def __init__(self) -> None:
         self._clients: Mapping[bytes, Client] = {}
-        self._version = -1
+        self._version: object = None
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -71,7 +68,7 @@ class KeyTable:
         """
         # The version is read first: a change in between is read once too often, never missed.
         rows = database.query("SELECT version FROM changes WHERE name = 'clients'")
-        version = int(rows[0][0]) if rows else 0
+        version = database.file(), rows
         if version == self._version:
             return False
         found = database.query(f"SELECT {_COLUMNS} FROM clients WHERE revoked_at IS NULL")
@@ -91,10 +88,6 @@ def create(
     expires_at: float | None = None,
 ) -> NewKey:
     """Make a key and store its hash. Several keys may share a name (to rotate them). Blocks. Raises LedgerError."""
-    from sqlalchemy import insert
-
-    from lmtower.ledger.schema import clients
-
     _check_name(name)
     secret = new_secret()
     client = Client(
@@ -106,59 +99,53 @@ def create(
         prefix=secret[:_SHOWN],
         created_at=time.time(),
     )
-    with database.writing() as connection:
-        _bump(connection)
-        connection.execute(insert(clients).values(key_sha256=sha256(secret.encode()).hexdigest(), **_row(client)))
+    row = {"key_sha256": sha256(secret.encode()).hexdigest(), **_row(client)}
+    with database.transaction() as execute:
+        _bump(execute)
+        places = ", ".join("?" * len(row))
+        execute(f"INSERT INTO clients ({', '.join(row)}) VALUES ({places})", tuple(row.values()))
     return NewKey(client, secret)
 
 
 def revoke(database: Database, id_or_name: str) -> Client:
     """Revoke the one active key with that id, name, shown prefix or secret. Blocks. Raises LedgerError."""
-    with database.writing() as connection:
-        client = _active(connection, id_or_name)
-        _write(connection, client.id, revoked_at=time.time())
+    with database.transaction() as execute:
+        client = _active(execute, id_or_name)
+        execute("UPDATE clients SET revoked_at = ? WHERE id = ?", (time.time(), client.id))
     return client
 
 
 def change(database: Database, id_or_name: str, edit: Callable[[Client], Client]) -> Client:
     """Replace what one active key may do by ``edit`` of it; its secret stays. Blocks. Raises LedgerError."""
-    with database.writing() as connection:
-        client = edit(_active(connection, id_or_name))
+    with database.transaction() as execute:
+        old = _active(execute, id_or_name)
+        client = edit(old)
         _check_name(client.name)
         row = _row(client)
-        _write(
-            connection, client.id, **{column: row[column] for column in ("name", "personas", "limits", "expires_at")}
+        execute(
+            "UPDATE clients SET name = ?, personas = ?, limits = ?, expires_at = ? WHERE id = ?",
+            (row["name"], row["personas"], row["limits"], row["expires_at"], old.id),
         )
     return client
 
 
-def _active(connection: Connection, id_or_name: str) -> Client:
+def _active(execute: Execute, id_or_name: str) -> Client:
     """The one active key that is meant. Takes the write lock first: nobody changes it in between."""
-    from sqlalchemy import or_, select
-
-    from lmtower.ledger.schema import clients
-
-    _bump(connection)
-    wanted = or_(clients.c.id == id_or_name, clients.c.name == id_or_name, clients.c.prefix == id_or_name)
+    _bump(execute)
     # The caller may hold the secret itself: then its hash finds it.
-    wanted = or_(wanted, clients.c.key_sha256 == sha256(id_or_name.encode("utf-8", "surrogatepass")).hexdigest())
-    columns = [clients.c[name] for name in _COLUMNS.split(", ")]
-    rows = connection.execute(select(*columns).where(wanted, clients.c.revoked_at.is_(None))).all()
+    hashed = sha256(id_or_name.encode("utf-8", "surrogatepass")).hexdigest()
+    rows = execute(
+        f"SELECT {_COLUMNS} FROM clients "
+        "WHERE revoked_at IS NULL AND (id = ? OR name = ? OR prefix = ? OR key_sha256 = ?)",
+        (id_or_name, id_or_name, id_or_name, hashed),
+    )
     if not rows:
         shown = id_or_name[:_SHOWN] if id_or_name.startswith(PREFIX) else id_or_name
         raise UnknownKey(f"no active key has the id or name {shown!r}; `lmtower key list` shows them")
     if len(rows) > 1:
         ids = ", ".join(row[0] for row in rows)
         raise UnknownKey(f"{len(rows)} active keys match {id_or_name!r}; name one by its id: {ids}")
-    return _client(tuple(rows[0]))
-
-
-def _write(connection: Connection, key_id: str, **values: Any) -> None:
-    from sqlalchemy import update
-
-    from lmtower.ledger.schema import clients
-
-    connection.execute(update(clients).where(clients.c.id == key_id).values(**values))
+    return _client(rows[0])
 
 
 def _check_name(name: str) -> None:
@@ -177,12 +164,8 @@ def exist(database: Database) -> bool:
     return bool(database.query("SELECT 1 FROM clients LIMIT 1"))
 
 
-def _bump(connection: Connection) -> None:
-    from sqlalchemy import update
-
-    from lmtower.ledger.schema import changes
-
-    connection.execute(update(changes).where(changes.c.name == "clients").values(version=changes.c.version + 1))
+def _bump(execute: Execute) -> None:
+    execute("UPDATE changes SET version = version + 1 WHERE name = 'clients'", ())
 
 
 def _row(client: Client) -> dict[str, Any]:

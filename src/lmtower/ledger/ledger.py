@@ -20,12 +20,13 @@ from lmtower.config.types import Limits
 from lmtower.errors import LedgerError
 from lmtower.ledger import drain, history, journal, keys, report
 from lmtower.ledger.accounts import kinds_of
+from lmtower.ledger.client import Client, KeyRow, NewKey
 from lmtower.ledger.database import Database
 from lmtower.ledger.keys import KeyTable
 from lmtower.ledger.limits import LocalLimits
 from lmtower.ledger.mover import Mover
+from lmtower.ledger.record import UsageRecord
 from lmtower.ledger.report import Report
-from lmtower.ledger.types import Client, KeyRow, NewKey, UsageRecord
 from lmtower.logs import get_logger
 
 KEY_POLL_SECONDS = 0.4
@@ -209,17 +210,18 @@ class Ledger:
     async def close(self) -> None:
         """Stop the background, drain what is left, close everything. What SQL does not take stays in the journal."""
         self._stopping.set()
+        self._mover.kill()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self._loop = None
-        await self._mover.close()
         await self.limits.close()
         await asyncio.to_thread(self.shut)
 
     def shut(self) -> None:
         """``close`` for callers without an event loop. Blocks."""
+        self._mover.close()
         self._journal.close()
         try:
             if self._journal.written:  # also when all of it is drained: the segment can be deleted now
@@ -258,14 +260,11 @@ class Ledger:
     async def _move(self, in_thread: InThread) -> None:
         """Move what the journal holds: a little in this process, much in the one that is there for it."""
         if self.lag_records > MANY_RECORDS:
-            await in_thread(self._prepare)
-            began, written = time.time(), self._journal.written
-            self._moved(began, written, (await self._mover.move()).torn)
-            self._mover_used = began
+            await in_thread(self._have_moved)
         elif self.lag_records:
             await in_thread(lambda: self.drain(self._stopping.is_set))
         if self._mover.running and time.time() - self._mover_used > MOVER_SECONDS:
-            await self._mover.close()
+            await in_thread(self._mover.close)
 
     # Blocking work
 
@@ -282,6 +281,13 @@ class Ledger:
         torn = drain.drain(self._database, self._folder, stop).torn
         if not stop():
             self._moved(began, written, torn)
+
+    def _have_moved(self) -> None:
+        """As ``drain``, in the process that is there for it."""
+        began, written = time.time(), self._journal.written
+        self._prepare()
+        self._moved(began, written, self._mover.move(self._stopping.is_set).torn)
+        self._mover_used = began
 
     def _moved(self, began: float, written: int, torn: int) -> None:
         """All of the first ``written`` records are in SQL; the round for them began at ``began``."""

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from lmtower.config.types import Limits, Price
 from lmtower.ledger.accounts import Account, LimitRefusal, is_unlimited
+from lmtower.ledger.client import Client
 from lmtower.ledger.headers import Dialect, limit_headers
-from lmtower.ledger.types import Client
 from lmtower.ledger.windows import Entry
 
 RETRY_SECONDS = 600.0

@@ -25,7 +25,7 @@ def downgrade(database: Database, revision: str) -> None:
 
 
 def _run(database: Database, revision: str, *, up: bool) -> None:
-    with as_file(files("lmtower.ledger") / "migrations") as folder, database.writing() as connection:
+    with as_file(files("lmtower.ledger") / "migrations") as folder, database.connection() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         config = Config()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from lmtower.errors import Refused
 from lmtower.ledger.database import Database
-
-if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
 
 GROUPS = (
     "client", "client_id", "persona", "engine", "replica", "end_user", "session", "protocol", "lane", "outcome",
@@ -96,28 +93,20 @@ def checked(by: Sequence[str]) -> tuple[str, ...]:
 
 def report(database: Database, by: tuple[str, ...], since: float | None, until: float | None) -> Report:
     """Add up what SQL has from ``since`` up to and without ``until``. Blocks. Raises LedgerError."""
-    from sqlalchemy import case, func, select
-
-    from lmtower.ledger.schema import usage
-
-    columns = usage.c
-    groups = [_group(name) for name in by]
-    wanted = select(
-        *groups,
-        func.sum(case((columns.retry, 0), else_=1)),
-        func.sum(case((columns.retry, 1), else_=0)),
-        *(func.sum(columns[name]) for name in _SUMS),
-        func.coalesce(func.sum(columns.ttft_seconds), 0.0),
-        func.count(columns.ttft_seconds),
-        func.sum(columns.cost),
-        func.count(),
-    ).group_by(*groups)
-    if since is not None:
-        wanted = wanted.where(columns.time >= since)
-    if until is not None:
-        wanted = wanted.where(columns.time < until)
-    with database.reading() as connection:
-        found = _merge(_row(by, tuple(row)) for row in connection.execute(wanted) if row[-1])
+    sums = ", ".join(f"SUM({name})" for name in _SUMS)
+    sql = (
+        f"SELECT {''.join(f'{_group(name)}, ' for name in by)}"
+        f"SUM(CASE WHEN retry THEN 0 ELSE 1 END), SUM(CASE WHEN retry THEN 1 ELSE 0 END), {sums}, "
+        "COALESCE(SUM(ttft_seconds), 0.0), COUNT(ttft_seconds), SUM(cost), COUNT(*) FROM usage"
+    )
+    bounds = {"time >= ?": since, "time < ?": until}
+    wheres = {where: bound for where, bound in bounds.items() if bound is not None}
+    if wheres:
+        sql += f" WHERE {' AND '.join(wheres)}"
+    if by:
+        sql += f" GROUP BY {', '.join(str(at + 1) for at in range(len(by)))}"
+    rows = database.query(sql, tuple(wheres.values()))
+    found = _merge(_row(by, row) for row in rows if row[-1])
     if any(name in _TIMES for name in by):
         found.sort(key=lambda row: [row.group[name] for name in sorted(by, key=lambda name: name not in _TIMES)])
     else:
@@ -128,15 +117,10 @@ def report(database: Database, by: tuple[str, ...], since: float | None, until: 
     return Report(by, tuple(found), total)
 
 
-def _group(name: str) -> ColumnElement[Any]:
-    from sqlalchemy import BigInteger, cast, func
-
-    from lmtower.ledger.schema import usage
-
+def _group(name: str) -> str:
     if name not in _TIMES:
-        return usage.c[name]
-    seconds = 3600 if name == "hour" else 86_400
-    return cast(func.floor(usage.c.time / seconds), BigInteger)
+        return name
+    return f"CAST(FLOOR(time / {3600 if name == 'hour' else 86_400}) AS BIGINT)"
 
 
 def _row(by: tuple[str, ...], values: tuple[Any, ...]) -> Row:

@@ -24,9 +24,9 @@ import msgspec
 from lmtower.config.types import Limits, Price
 from lmtower.errors import LedgerError
 from lmtower.ledger.accounts import Account, LimitRefusal, month_of
+from lmtower.ledger.client import Client
 from lmtower.ledger.headers import Dialect, limit_headers
 from lmtower.ledger.limits import MAX_RETRIES, LocalLimits, Reservation, dearest
-from lmtower.ledger.types import Client
 from lmtower.ledger.windows import DAY, MINUTE, SlidingWindow
 from lmtower.logs import get_logger
 
