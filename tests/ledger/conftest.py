@@ -12,17 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from lmtower.ledger import shared
 from lmtower.ledger.database import Database
 from tests.ledger.redis_server import Server
 
 _numbers = itertools.count()
-
-# A busy machine is no failure; what must be fast is measured elsewhere.
-settings.register_profile("ledger", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("ledger")
 
 
 def _postgres_programs() -> Path | None:

@@ -11,6 +11,7 @@ import pytest
 from lmtower.errors import LedgerError
 from lmtower.ledger import UsageRecord, drain, journal
 from lmtower.ledger.database import Database, Execute
+from lmtower.ledger.drain import Drained
 from lmtower.ledger.journal import Journal
 from tests.ledger.records import record
 
@@ -152,3 +153,14 @@ def test_two_towers_with_one_database_drain_their_own_journals(database_url: str
     assert sorted(_ids(databases[0])) == sorted(f"req_{n}" for n in range(60))
     for database in databases:
         database.close()
+
+
+@pytest.mark.parametrize("tokens", [10**30, -(10**30), 2**63])
+def test_number_that_no_request_can_have_stops_nothing(database: Database, folder: Path, tokens: int) -> None:
+    """An engine that reports nonsense costs its own record, not those behind it."""
+    written = Journal(folder)
+    for number, reported in enumerate((1, tokens, 10**12)):
+        written.append(record(number, output_tokens=reported))
+    written.close()
+    assert drain.drain(database, folder) == Drained(rows=2, torn=1)
+    assert _ids(database) == ["req_0", "req_2"]

@@ -93,4 +93,4 @@ def patience(headers: Mapping[bytes, bytes]) -> float | None:
 
 
 def _short(text: str) -> str:
-    return text[:128]
+    return text[:128].replace("\0", "")  # which PostgreSQL does not store

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Outcome = Literal["ok", "cancelled", "error", "refused", "upstream_error"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "cancelled", "error", "refused", "upstream_error")
+Count = Annotated[int, msgspec.Meta(ge=-(10**12), le=10**12)]
+"""What an engine may report. A number that no request can have would not fit into SQL, alone or in a sum: a line of the
+journal with one counts as unreadable."""
 
 
 class UsageRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -27,13 +30,13 @@ class UsageRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
     outcome: Outcome = "ok"
     status: int = 200
     stream: bool = False
-    input_tokens: int = 0
+    input_tokens: Count = 0
     """All tokens of the prompt, those from the cache and of images included."""
-    cached_tokens: int = 0
-    image_tokens: int = 0
-    output_tokens: int = 0
+    cached_tokens: Count = 0
+    image_tokens: Count = 0
+    output_tokens: Count = 0
     """All tokens of the answer, those of reasoning included."""
-    reasoning_tokens: int = 0
+    reasoning_tokens: Count = 0
     images: int = 0
     tool_calls_valid: int = 0
     tool_calls_repaired: int = 0
