@@ -75,7 +75,7 @@ def admission(slots: int = 1, **lanes: Any) -> tuple[Admission, Clock]:
 async def test_slot_goes_to_the_most_urgent_waiter() -> None:
     """Whoever came first, the interactive request runs next."""
     gate, _ = admission()
-    assert gate.try_enter("batch")
+    assert gate.try_enter("batch", 0.0)
     order: list[str] = []
 
     async def wait(lane: Lane) -> None:
@@ -94,7 +94,7 @@ async def test_slot_goes_to_the_most_urgent_waiter() -> None:
 async def test_full_queue_and_passed_deadline_are_429() -> None:
     """One waiter too many is refused at once, one that waits too long when its time is up."""
     gate, _ = admission(queue=1, deadline=0.02)
-    assert gate.try_enter("default")
+    assert gate.try_enter("default", 0.0)
     first = asyncio.create_task(gate.enter("default"))
     await until(lambda: gate.queued()["default"] == 1)
     with pytest.raises(Fault, match="already wait") as full:
@@ -109,7 +109,7 @@ async def test_full_queue_and_passed_deadline_are_429() -> None:
 async def test_cancelled_waiter_gives_back_what_it_was_just_granted() -> None:
     """A client that leaves in the same turn of the loop in which it got its slot does not keep it."""
     gate, _ = admission()
-    assert gate.try_enter("default")
+    assert gate.try_enter("default", 0.0)
     waiting = asyncio.create_task(gate.enter("default"))
     await until(lambda: gate.queued()["default"] == 1)
     gate.leave("default", 0.1)
@@ -126,15 +126,15 @@ async def test_held_lane_is_refused_and_waits_continue_after_release() -> None:
     with pytest.raises(Fault) as held:
         await gate.enter("batch")
     assert (held.value.status, held.value.code) == (503, "lane_held")
-    assert gate.try_enter("default")
+    assert gate.try_enter("default", 0.0)
     gate.hold(frozenset())
-    assert gate.try_enter("batch")
+    assert gate.try_enter("batch", 0.0)
 
 
 async def test_reserved_slot_is_taken_at_once_although_less_urgent_requests_wait() -> None:
     """Batch waits because the free slot is reserved; the interactive request it is reserved for does not wait."""
     gate, _ = admission(2, reserve={"interactive": 1})
-    assert gate.try_enter("batch")
+    assert gate.try_enter("batch", 0.0)
     batch = asyncio.create_task(gate.enter("batch"))
     await until(lambda: gate.queued()["batch"] == 1)
     await asyncio.wait_for(gate.enter("interactive"), 5)
@@ -148,7 +148,7 @@ async def test_reserved_slot_is_taken_at_once_although_less_urgent_requests_wait
 async def test_held_waiters_do_not_stop_other_lanes() -> None:
     """Requests of a held lane that wait do not keep a free slot from others."""
     gate, _ = admission(1)
-    assert gate.try_enter("default")
+    assert gate.try_enter("default", 0.0)
     batch = asyncio.create_task(gate.enter("batch"))
     await until(lambda: gate.queued()["batch"] == 1)
     gate.hold(frozenset(("batch",)))

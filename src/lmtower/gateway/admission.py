@@ -102,7 +102,7 @@ class Admission:
         """Requests that wait, by lane."""
         return {str(lane): len(queue) for lane, queue in self._waiting.items()}
 
-    def try_enter(self, lane: Lane) -> bool:
+    def try_enter(self, lane: Lane, now: float) -> bool:
         """Take a slot if one is free and nobody waits: the usual case, without a future."""
         if self._queued or lane in self.held:
             return False
@@ -110,7 +110,7 @@ class Admission:
         free = free_for(lane, self.running, self.slots, reserve) if reserve else self.slots - self._in_flight
         if free <= 0:
             return False
-        self._grant(lane, self._clock())
+        self._grant(lane, now)
         return True
 
     async def enter(self, lane: Lane, patience: float | None = None) -> None:
@@ -119,7 +119,7 @@ class Admission:
         Raises Fault(429) when the lane's queue is full or the deadline passes, Fault(503) when the lane is held back
         because its node is short of memory. Cancelling leaves the queue.
         """
-        if self.try_enter(lane):
+        if self.try_enter(lane, self._clock()):
             return
         if lane in self.held:
             self.refusals[lane, "held"] += 1

@@ -34,8 +34,8 @@ class HttpExchange:
         """The whole answer in one write."""
         head = self._head(status, headers)
         # RFC 9110 8.6: "A server MUST NOT send a Content-Length header field in any response with a status code of 204"
-        head += (b"content-length: ", str(len(body)).encode(), b"\r\n\r\n") if status != 204 else (b"\r\n",)
-        if self.request.method != "HEAD":
+        head.append(b"content-length: %d\r\n\r\n" % len(body) if status != 204 else b"\r\n")
+        if self.request.head.method != "HEAD":
             head.append(body)
         self._write(b"".join(head))
         self.finished = True

@@ -87,7 +87,7 @@ class Gateway:
         dispatcher = Dispatcher(self.watch, Outbox(ledger.flush), self.metrics, self.clock)
         self.knowledge = Knowledge(configuration.tower.stores.listen, data_dir)
         self.handler = Handler(
-            lambda: self.snapshot, ledger, self.metrics, dispatcher, self.knowledge, self.clock, self.recent.append
+            self.snapshot, ledger, self.metrics, dispatcher, self.knowledge, self.clock, self.recent.append
         )
         if configuration.tower.observability.tracing is not None:
             self.handler.tracer = Tracer.to(configuration.tower.observability.tracing, version)
@@ -150,7 +150,7 @@ class Gateway:
         try:
             configuration = self._configure()
             old = self.snapshot
-            self.snapshot = self._build(old.version + 1, configuration, old.engines)
+            self.snapshot = self.handler.snapshot = self._build(old.version + 1, configuration, old.engines)
         except TowerError as exc:
             self.reload_error = str(exc)
             self.metrics.count(RELOADS, "failed")

@@ -26,6 +26,7 @@ from lmtower.personas.busters import Seen
 from lmtower.wire import scan
 from lmtower.wire import top as tops
 from lmtower.wire.abridged import LEAST_BYTES, Abridged, Cut, Marks, split
+from lmtower.wire.items import is_plain
 
 MOST_BYTES = 64 * 1024**2
 _OF_ONE_START = 4
@@ -58,6 +59,8 @@ class Opened(NamedTuple):
     known: Beginning | None
     said: int
     key: tuple[str, str, bytes]
+    plain: bool = False
+    """A short body that certainly holds no tool call and no media."""
 
     @property
     def field(self) -> str:
@@ -82,7 +85,8 @@ class Beginnings:
     def open(self, client: str, field: str, body: bytes) -> Opened:
         """Read a body at its top level; ``field`` is where its conversation is. Raises Fault(400)."""
         if len(body) < LEAST_BYTES:
-            return Opened(Abridged(body, tops.split(body), self._marks), None, 0, (client, field, b""))
+            abridged = Abridged(body, tops.split(body), self._marks)
+            return Opened(abridged, None, 0, (client, field, b""), is_plain(body))
         key = (client, field, body[:_START])
         for known in self._kept.get(key, ()):
             for end, said in known.places:

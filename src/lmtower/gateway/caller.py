@@ -42,6 +42,7 @@ class Caller:
     """See above. ``keys`` is what ``Ledger.keys`` was."""
 
     __slots__ = (
+        "asks_model",
         "client",
         "coding",
         "cors",
@@ -66,6 +67,7 @@ class Caller:
         self.keys = keys
         route, self.tail = routes.find(request.path)
         self.route: Route | None = route
+        self.asks_model = route is not None and route.kind == "model" and request.method == "POST"
         self.dialect: Dialect = route.dialect if route else routes.dialect_of(request.path)
         self.request_id = identity.request_id(headers)
         """The client's own, if it gave one."""

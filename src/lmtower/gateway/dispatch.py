@@ -48,12 +48,13 @@ class Dispatcher:
         if relay is not None:
             self.watch.relays.add(relay)
         try:
-            if not admission.try_enter(lane):
+            entered = self.clock()
+            if not admission.try_enter(lane, entered):
                 try:
                     await admission.enter(lane, flow.caller.patience)
                 finally:
-                    flow.queue_seconds = self.clock() - flow.started_at
-            entered = self.clock()
+                    entered = self.clock()
+                    flow.queue_seconds = entered - flow.started_at
             try:
                 if relay is not None:
                     await self._stream(flow, prepared, relay)
@@ -90,7 +91,8 @@ class Dispatcher:
                     await call.done()
                 else:
                     await call.head()
-                replica.circuit.succeeded()
+                if replica.circuit.failures:
+                    replica.circuit.succeeded()
             except UpstreamLost as lost:
                 replica.in_flight -= 1
                 if call is not None and call.status:
@@ -127,8 +129,11 @@ class Dispatcher:
             raise _died()
 
     async def _fetch(self, flow: Flow, prepared: Prepared | Again) -> bytes:
+        """Send a request whose answer comes as a whole; see ``_body``."""
+        return self._body(flow, prepared, *await self.send(flow, prepared, whole=True))
+
+    def _body(self, flow: Flow, prepared: Prepared | Again, call: Call, replica: Replica) -> bytes:
         """The body of an answer with status 200, or of a failure that the reply can make good. Raises Fault."""
-        call, replica = await self.send(flow, prepared, whole=True)
         replica.in_flight -= 1
         body = call.gathered()
         if call.status != 200 and not (isinstance(prepared, Prepared) and prepared.reply.recovered(call.status, body)):
@@ -137,11 +142,14 @@ class Dispatcher:
 
     async def _whole(self, flow: Flow, prepared: Prepared) -> None:
         reply = prepared.reply
-        body = await self._fetch(flow, prepared)
+        body = self._body(flow, prepared, *await self.send(flow, prepared, whole=True))
         if prepared.more:
             answer = await self._batches(flow, prepared, body)
         elif reply.again is None:
-            answer = _read(reply.body, body)
+            try:
+                answer = reply.body(body)
+            except MALFORMED as exc:
+                raise malformed() from exc
         if reply.again is not None:
             answer = await self._again(flow, prepared)
         self._learn(flow, prepared)

@@ -29,26 +29,27 @@ class Circuit:
     """Keeps requests off a replica that fails: open after three failures in a row, then one probe at a time."""
 
     def __init__(self) -> None:
-        self._failures = 0
+        self.failures = 0
+        """In a row."""
         self._open_until = 0.0
         self._open_seconds = OPEN_SECONDS
 
     def state(self, now: float) -> Literal["closed", "open", "half_open"]:
         """closed: requests pass. open: none. half_open: the next one decides."""
-        if self._failures < FAILURES_TO_OPEN:
+        if self.failures < FAILURES_TO_OPEN:
             return "closed"
         return "open" if now < self._open_until else "half_open"
 
     def failed(self, now: float) -> None:
         """A connection could not be made or broke."""
-        self._failures += 1
-        if self._failures >= FAILURES_TO_OPEN:
+        self.failures += 1
+        if self.failures >= FAILURES_TO_OPEN:
             self._open_until = now + self._open_seconds
             self._open_seconds = min(OPEN_SECONDS_MOST, self._open_seconds * 2)
 
     def succeeded(self) -> None:
         """An answer came, whatever its status: the replica is there."""
-        self._failures = 0
+        self.failures = 0
         self._open_seconds = OPEN_SECONDS
 
 
@@ -125,9 +126,9 @@ class Engine:
 
     def choose(self, key: bytes | None, tried: frozenset[str]) -> Replica | None:
         """The replica for the next request; None when none is usable."""
-        if len(self.replicas) == 1:
-            replica = self.replicas[0]
-            return replica if replica.usable(self._clock()) and replica.upstream.replica not in tried else None
+        replica = self.replicas[0]
+        if len(self.replicas) == 1 and replica.healthy and not replica.circuit.failures and not tried:
+            return replica  # the usual case
         now = self._clock()
         candidates = [
             Candidate(r.upstream.replica, r.upstream.slots - r.in_flight, r.upstream.slots, r.usable(now))

@@ -34,7 +34,7 @@ class Errand:
 
     def start(self) -> None:
         """Run up to where the coroutine waits for the first time."""
-        self._step(self._coroutine.send, None)
+        self._go_on(None)
 
     def cancel(self) -> None:
         """Raise CancelledError where the coroutine waits; if it runs just now, where it waits next."""
@@ -47,38 +47,37 @@ class Errand:
         if waiting is not None:
             waiting.remove_done_callback(self._go_on)
             waiting.cancel()
-        self._step(self._coroutine.throw, asyncio.CancelledError())
+        self._go_on(None, asyncio.CancelledError())
 
-    def _go_on(self, waited: object) -> None:
+    def _go_on(self, waited: object, raised: BaseException | None = None) -> None:
+        """Take the next step; ``waited`` is done, or ``raised`` is raised where the coroutine waits."""
         # a future that was done before ``cancel`` still calls, when the coroutine may wait for something else
-        if waited is self._waiting and not self.done:
-            self._step(self._coroutine.send, None)
-
-    def _step(self, enter: Callable[[Any], Any], value: Any) -> None:
+        if waited is not self._waiting or self.done:
+            return
         self._running = True
+        coroutine = self._coroutine
+        ended: BaseException | None = None
         try:
-            waiting = enter(value)
+            waiting = coroutine.send(None) if raised is None else coroutine.throw(raised)
             while self._cancelled:
                 self._cancelled = False
-                waiting = self._coroutine.throw(asyncio.CancelledError())
+                waiting = coroutine.throw(asyncio.CancelledError())
         except StopIteration:
-            self._end(None)
-            return
+            pass
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - whoever waits for the end hears of it
-            self._end(exc)
+            ended = exc
+        else:
+            self._running = False
+            if waiting is None:  # asyncio.sleep(0)
+                waiting = Signal()
+                asyncio.get_running_loop().call_soon(waiting.wake)
+            self._waiting = waiting
+            waiting._asyncio_future_blocking = False
+            waiting.add_done_callback(self._go_on)
             return
-        self._running = False
-        if waiting is None:  # asyncio.sleep(0)
-            waiting = Signal()
-            asyncio.get_running_loop().call_soon(waiting.wake)
-        self._waiting = waiting
-        waiting._asyncio_future_blocking = False
-        waiting.add_done_callback(self._go_on)
-
-    def _end(self, raised: BaseException | None) -> None:
         self._running = False
         self.done = True
-        self._on_end(raised)
+        self._on_end(ended)
 
 
 class Signal:

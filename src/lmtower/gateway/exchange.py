@@ -53,13 +53,10 @@ class Head:
 class Request:
     """One complete request."""
 
-    __slots__ = ("body", "head", "headers", "id", "method", "path", "peer", "query", "received")
+    __slots__ = ("body", "head", "headers", "id", "peer", "received")
 
     def __init__(self, head: Head, body: bytes = b"", peer: str = "", received: float = 0.0) -> None:
         self.head = head
-        self.method = head.method
-        self.path = head.path
-        self.query = head.query
         self.headers = head.headers
         self.body = body
         self.peer = peer
@@ -67,6 +64,21 @@ class Request:
         """When the request was complete, on the loop's clock."""
         self.id = ""
         """What the handler calls it; nothing when it was refused before it got there."""
+
+    @property
+    def method(self) -> str:
+        """``GET``, ``POST``, …"""
+        return self.head.method
+
+    @property
+    def path(self) -> str:
+        """Decoded, without the query."""
+        return self.head.path
+
+    @property
+    def query(self) -> bytes:
+        """As it came."""
+        return self.head.query
 
     def header(self, name: bytes) -> str:
         """A header as text, ``""`` when it is missing."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from itertools import count
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from lmtower.gateway.quota import Quota
 from lmtower.gateway.remembered import Remembered, echo
 from lmtower.gateway.routes import Route
 from lmtower.gateway.snapshot import Snapshot
+from lmtower.guard import Rules
 from lmtower.ledger import Client, Ledger, Outcome, UsageRecord
 from lmtower.logs import get_logger
 from lmtower.personas import PREPARERS, CompiledPersona, prepare
@@ -37,11 +39,11 @@ log = get_logger(__name__)
 
 
 class Handler:
-    """Serves the client-facing listener. ``snapshot`` is read once per request."""
+    """Serves the client-facing listener. ``snapshot`` may be replaced at any time; a request reads it once."""
 
     def __init__(
         self,
-        snapshot: Callable[[], Snapshot],
+        snapshot: Snapshot,
         ledger: Ledger,
         metrics: Metrics,
         dispatcher: Dispatcher,
@@ -65,19 +67,21 @@ class Handler:
         self._prefix = "req_" + secrets.token_hex(6)
         self._count = count()
 
-    async def __call__(self, exchange: Exchange) -> None:
+    def __call__(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
         """Answer one request."""
         request = exchange.request
-        snapshot = self.snapshot()
+        snapshot = self.snapshot
         caller: Caller | None = request.head.known
         if caller is None or caller.snapshot is not snapshot or caller.keys is not self.ledger.keys:
             caller = request.head.known = Caller(request, snapshot, self.ledger.keys)
         request_id = request.id = caller.request_id or f"{self._prefix}{next(self._count):08x}"
-        route = caller.route
+        answering = self._model if caller.asks_model else self._other
+        return answering(exchange, caller, request_id)
+
+    async def _other(self, exchange: Exchange, caller: Caller, request_id: str) -> None:
+        request, route = exchange.request, caller.route
         try:
-            if route is not None and route.kind == "model" and request.method == "POST":
-                await self._model(exchange, caller, request_id)
-            elif request.method == "OPTIONS":
+            if request.method == "OPTIONS":
                 self._preflight(exchange, caller, request_id)
             elif route is None:
                 raise Fault(404, "unknown_route", f"There is no {request.method} {request.path[:200]} here.")
@@ -92,7 +96,7 @@ class Handler:
                 headers = [(b"x-request-id", request_id.encode()), *caller.cors]
                 client = self.client(caller, request)
                 if caller.coding:
-                    await coding.decode(request, caller.coding, snapshot.tower.gateway.max_body)
+                    await coding.decode(request, caller.coding, caller.snapshot.tower.gateway.max_body)
                 await self.knowledge.forward(exchange, client, caller.tail, headers)
             else:
                 self._side(exchange, caller, route, request_id)
@@ -112,13 +116,13 @@ class Handler:
 
     def door(self, request: Request) -> None:
         """Look at the key of a request whose body is still to come. Raises Fault."""
-        snapshot = self.snapshot()
+        snapshot = self.snapshot
         self._open()
         self.client(Caller(request, snapshot, self.ledger.keys), request)
 
     def cors(self, request: Request) -> list[Header]:
         """See ``caller.cors``."""
-        return cors(request, self.snapshot().tower.gateway.cors)
+        return cors(request, self.snapshot.tower.gateway.cors)
 
     def _open(self) -> None:
         """Raises Fault(503) while the tower shuts down."""
@@ -165,12 +169,16 @@ class Handler:
         top = opened.abridged.top
         way = self._way(flow, caller, top)
         persona = flow.persona = way.persona
-        flow.end_user = caller.end_user or identity.field(top, "user")
-        flow.session = caller.session or identity.field(top, "prompt_cache_key")
+        if caller.end_user or "user" in top:
+            flow.end_user = caller.end_user or identity.field(top, "user")
+        if caller.session or "prompt_cache_key" in top:
+            flow.session = caller.session or identity.field(top, "prompt_cache_key")
         opening = None
         if flow.protocol == "responses":
             opening = self.remembered.open(flow.client.id, top, caller.snapshot.tower.gateway.keep_responses)
-        rules = await self.intake.take(flow, opened, persona)
+        rules: Rules | None = None
+        if not opened.plain or flow.session or persona.tools == "strict":
+            rules = await self.intake.take(flow, opened, persona)
         found = await self.knowledge.search(flow, top, persona) if persona.stores or "tools" in top else None
         prepared = prepare(flow.protocol, top, persona, flow.asked, flow.request_id)
         if prepared.local is not None:

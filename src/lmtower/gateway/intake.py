@@ -26,7 +26,7 @@ from lmtower.wire import images
 from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply
 from lmtower.wire.faults import Dialect
-from lmtower.wire.items import Item, is_plain, read
+from lmtower.wire.items import Item, read
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import Stopping
@@ -69,13 +69,13 @@ class Intake:
             return None
         field, clean = found
         seen = self._see(flow, opened, persona, field) if flow.session else None
-        short = opened.abridged.short(field)
-        if opened.large or not is_plain(short):
+        if not opened.plain:
+            short = opened.abridged.short(field)
             items = read(short)
             mended = clean(short, items)
             checked = await self._images(flow, opened, mended, persona, items if mended is short else None)
             if checked is not short:
-                top[field] = opened.abridged.whole(checked)
+                top[field] = msgspec.Raw(opened.abridged.whole(checked))
             elif items is not None and not flow.images:
                 self.beginnings.keep(opened, len(items), seen)  # plain: the next request need not be read so far
         return guard.rules_of(top, self.tools) if persona.tools == "strict" else None

@@ -48,15 +48,18 @@ class Pool:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> Call:
         """Send a request. Raises UpstreamLost when no connection can be made."""
-        connection = self._take()
+        now = monotonic()
+        connection = self._take(now)
         if connection is None:
             connection = await asyncio.create_task(self._connect())
-        return self._send(connection, method, path, pieces, headers)
+            now = monotonic()
+        return self._send(connection, method, path, pieces, headers, now)
 
     def kept_call(self, path: str, pieces: Sequence[Piece], headers: Sequence[tuple[bytes, bytes]]) -> Call | None:
         """POST on a connection that was kept, if there is one: the usual case, without a coroutine."""
-        connection = self._take()
-        return None if connection is None else self._send(connection, "POST", path, pieces, headers)
+        now = monotonic()
+        connection = self._take(now)
+        return None if connection is None else self._send(connection, "POST", path, pieces, headers, now)
 
     def _send(
         self,
@@ -65,28 +68,29 @@ class Pool:
         path: str,
         pieces: Sequence[Piece],
         headers: Sequence[tuple[bytes, bytes]],
+        now: float,
     ) -> Call:
         length = size(pieces)
-        return connection.send(self._head(method, path, headers, length), pieces, length)
-
-    def _head(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
-        fixed = self._heads.get((method, path))
-        if fixed is None:
-            fixed = f"{method} {self._path}{path} HTTP/1.1\r\n".encode() + self._common
-            if len(self._heads) < 64:
-                self._heads[method, path] = fixed
-        lines = [fixed]
+        request: list[Piece] = [self._heads.get((method, path)) or self._head(method, path)]
         for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
-        lines += (b"content-length: ", str(length).encode(), b"\r\n\r\n")
-        return b"".join(lines)
+            request += (name, b": ", value, b"\r\n")
+        request.append(b"content-length: %d\r\n\r\n" % length)
+        request += pieces
+        return connection.send(request, length, now)
 
-    def _take(self) -> Connection | None:
+    def _head(self, method: str, path: str) -> bytes:
+        """What all requests to this path begin with."""
+        head = f"{method} {self._path}{path} HTTP/1.1\r\n".encode() + self._common
+        if len(self._heads) < 64:
+            self._heads[method, path] = head
+        return head
+
+    def _take(self, now: float) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
             if connection.transport.is_closing():
                 continue
-            if monotonic() - connection.idle_since > IDLE_SECONDS:
+            if now - connection.idle_since > IDLE_SECONDS:
                 connection.transport.abort()
                 continue
             return connection

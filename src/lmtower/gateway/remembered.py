@@ -78,7 +78,8 @@ class Remembered:
         asked = keeping.items_of(bytes(memoryview(given)))
         if previous:
             chain = self._chain(client, previous)
-            top["input"] = keeping.joined([part for turn in chain for part in (turn.asked, turn.answered)] + [asked])
+            parts = [part for turn in chain for part in (turn.asked, turn.answered)]
+            top["input"] = msgspec.Raw(keeping.joined([*parts, asked]))
             del top["previous_response_id"]
         if seconds <= 0 or ("store" in top and tops.given(top, "store") and not tops.flag(top, "store")):
             return None

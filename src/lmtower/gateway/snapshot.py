@@ -9,11 +9,12 @@ from typing import NamedTuple
 import msgspec
 
 from lmtower import recipes
-from lmtower.config.types import Tower
+from lmtower.config.types import LANES, Lane, Tower
 from lmtower.gateway.engine import Engine
 from lmtower.gateway.upstreams import Upstream
 from lmtower.personas import CompiledPersona, compile_persona
 from lmtower.wire.faults import Fault
+from lmtower.wire.top import encoded
 
 
 class Snapshot(NamedTuple):
@@ -78,6 +79,6 @@ def compiled(tower: Tower, name: str, upstream: Upstream) -> CompiledPersona:
     return found
 
 
-def _priority(lane: str) -> bytes:
+def _priority(lane: Lane) -> msgspec.Raw:
     """vLLM runs lower numbers first."""
-    return {"interactive": b"0", "agent": b"1", "default": b"2", "batch": b"3"}[lane]
+    return encoded(LANES.index(lane))

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from types import coroutine
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
@@ -57,12 +58,12 @@ class Call(Signal):
         "status",
     )
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, now: float) -> None:
         super().__init__()
         self.status = 0
         self.complete = False
         self.error: UpstreamLost | None = None
-        self.last_read = monotonic()
+        self.last_read = now
         """When something was last read; at first, when the request was sent."""
         self._connection: Connection | None = connection
         self._headers: dict[bytes, bytes] | bytes = b""
@@ -88,18 +89,22 @@ class Call(Signal):
         """Whether the body goes to a sink."""
         return self._sink is not None
 
-    async def head(self) -> None:
+    @coroutine  # says to the loop what ``Signal.__await__`` says, with a frame less in every step
+    def head(self) -> Generator[Any, None, None]:
         """Wait for status and headers. Raises UpstreamLost."""
         if self.status == 0 and self.error is None:
             self._wants_head = True
-            await self
+            self._asyncio_future_blocking = True
+            yield self
         if self.error is not None and not self.status:
             raise self.error
 
-    async def done(self) -> None:
+    @coroutine
+    def done(self) -> Generator[Any, None, None]:
         """Wait for the end of the answer. Raises UpstreamLost when it was cut short."""
         if not self.complete and self.error is None:
-            await self
+            self._asyncio_future_blocking = True
+            yield self
         if self.error is not None:
             raise self.error
 
@@ -198,13 +203,13 @@ class Connection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
         _notice_cut_links(transport.get_extra_info("socket"))
 
-    def send(self, head: bytes, pieces: Sequence[Piece], length: int) -> Call:
-        """Write a request and return its call."""
-        call = self.call = Call(self)
+    def send(self, request: Sequence[Piece], length: int, now: float) -> Call:
+        """Write a request, whose body is ``length`` bytes long, and return its call."""
+        call = self.call = Call(self, now)
         if length < JOIN_BYTES:
-            self.transport.write(b"".join((head, *pieces)))
+            self.transport.write(b"".join(request))
         else:
-            self.transport.writelines((head, *pieces))
+            self.transport.writelines(request)
         return call
 
     def data_received(self, data: bytes) -> None:

@@ -38,7 +38,7 @@ def mended(protocol: str, body: bytes) -> bytes:
     cleaned = cleaner(raw)
     if cleaned is raw:
         return body
-    top[field] = cleaned
+    top[field] = msgspec.Raw(cleaned)
     return b"".join(bytes(memoryview(piece)) for piece in tops.join(top))
 
 

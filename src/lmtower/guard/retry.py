@@ -63,7 +63,7 @@ def as_chat(top: Top) -> Top:
     for message in tops.value(top, "messages"):
         said.append({"role": message.get("role"), "content": _told(message.get("content"))})
     kept: Top = {name: top[name] for name in ("model", "max_tokens", "temperature") if name in top}
-    return {**kept, "messages": msgspec.json.encode([one for one in said if one["content"]])}
+    return {**kept, "messages": tops.encoded([one for one in said if one["content"]])}
 
 
 def _told(content: Any) -> str:

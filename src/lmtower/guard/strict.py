@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from lmtower.config.types import Runtime
 from lmtower.guard.judge import Call, Judgement, Rules, Verdict, judge
 from lmtower.guard.leaks import MARKERS, parse
@@ -83,7 +85,7 @@ class Strict:
             if value is None:
                 top.pop(key, None)
             else:
-                top[key] = value
+                top[key] = msgspec.Raw(value)
         return Again(path, tops.join(top))
 
     def recover(self, status: int, body: bytes) -> Again | None:

@@ -72,7 +72,7 @@ def prepare_infill(top: Top, persona: CompiledPersona, asked: str, request_id: s
     hole = fim.Hole(prefix, tops.text(top, "input_suffix") or "", _files(tops.value(top, "input_extra")))
     kept: Top = {name: top[name] for name in _INFILL_SAME if tops.given(top, name)}
     if wanted is not None and wanted > 0:
-        kept["max_tokens"] = _encode(wanted)
+        kept["max_tokens"] = tops.encoded(wanted)
     if wanted == 0:
         reply = infill.InfillReply(persona.served, asked, request_id)
         return Prepared("", [], False, reply, local=infill.PREWARMED)
@@ -104,12 +104,12 @@ def _render(top: Top, persona: CompiledPersona, asked: str, hole: fim.Hole, trac
     top.pop("suffix", None)
     _cap_answer(top)
     if fim.tokens_in(hole.prefix, template):
-        top["prompt"] = _encode(hole.prefix)
+        top["prompt"] = tops.encoded(hole.prefix)
         _note(trace, "prompt", "already holds the model's own fill-in-the-middle tokens: passed as it is")
         return False
     budget = fim.budget_tokens(persona.max_model_len, tops.whole(top, "max_tokens"))
     fitted = fim.fit(hole, budget)
-    top["prompt"] = _encode(fim.render(template, fitted))
+    top["prompt"] = tops.encoded(fim.render(template, fitted))
     _note(trace, "prompt", f"fill-in-the-middle markup of {persona.fim or persona.recipe.name}")
     _add_stops(top, template, trace)
     return fitted != hole
@@ -117,7 +117,7 @@ def _render(top: Top, persona: CompiledPersona, asked: str, hole: fim.Hole, trac
 
 def _cap_answer(top: Top) -> None:
     if not tops.given(top, "max_tokens"):
-        top["max_tokens"] = _encode(fim.DEFAULT_ANSWER_TOKENS)
+        top["max_tokens"] = tops.encoded(fim.DEFAULT_ANSWER_TOKENS)
 
 
 def _holds_markup(top: Top, template: FimTemplate) -> bool:
@@ -126,7 +126,7 @@ def _holds_markup(top: Top, template: FimTemplate) -> bool:
 
 
 def _add_stops(top: Top, template: FimTemplate, trace: Trace | None) -> None:
-    top["stop"] = _encode(fim.stops(template, stop_strings(top, "stop")))
+    top["stop"] = tops.encoded(fim.stops(template, stop_strings(top, "stop")))
     _note(trace, "stop", "the client's stop strings and the family's own")
 
 

@@ -9,6 +9,7 @@ import msgspec
 from lmtower.config.types import Images, Lane, Limits, Persona, Price, Runtime, Sampling, ToolMode
 from lmtower.recipes import Recipe
 from lmtower.wire.stops import ENGINE_LIMIT
+from lmtower.wire.top import encoded
 
 _encode = msgspec.json.encode
 
@@ -20,7 +21,7 @@ class CompiledPersona(msgspec.Struct, frozen=True):
     engine: str
     served: str
     """The model's name at the engine."""
-    model_json: bytes
+    model_json: msgspec.Raw
     """``served`` as JSON text."""
     lane: Lane
     tools: ToolMode
@@ -28,9 +29,9 @@ class CompiledPersona(msgspec.Struct, frozen=True):
     prompt: str | None
     prompt_json: bytes | None
     """The prompt as the inside of a JSON string, escaped, without quotes."""
-    defaults: dict[str, bytes]
+    defaults: dict[str, msgspec.Raw]
     """Sampling fields that the client may override."""
-    enforced: dict[str, bytes]
+    enforced: dict[str, msgspec.Raw]
     """Sampling fields in which the persona wins."""
     thinking: dict[str, Any]
     """Body fields that switch the model's thinking, merged over the client's; empty: the client decides."""
@@ -77,13 +78,13 @@ def compile_persona(
 
     ``served`` is the model's name at the engine; ``max_model_len`` (tokens) what the engine was started with.
     """
-    defaults = _sampling(persona) | {key: _encode(value) for key, value in persona.extra.items()}
+    defaults = _sampling(persona) | {key: encoded(value) for key, value in persona.extra.items()}
     thinking = {} if persona.thinking in (None, "auto") else recipe.thinking.get(persona.thinking, {})
     return CompiledPersona(
         name=name,
         engine=persona.engine,
         served=served,
-        model_json=_encode(served),
+        model_json=encoded(served),
         lane=persona.lane,
         tools=persona.tools,
         recipe=recipe,
@@ -110,7 +111,7 @@ def compile_persona(
     )
 
 
-def _sampling(sampling: Sampling) -> dict[str, bytes]:
+def _sampling(sampling: Sampling) -> dict[str, msgspec.Raw]:
     """The sampling keys that are set, as JSON text."""
     values = ((key, getattr(sampling, key)) for key in Sampling.model_fields)
-    return {key: _encode(value) for key, value in values if value is not None}
+    return {key: encoded(value) for key, value in values if value is not None}

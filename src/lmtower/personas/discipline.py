@@ -22,7 +22,8 @@ def apply(protocol: str, top: Top, persona: CompiledPersona, trace: Trace | None
     """The rules that come before a protocol's own. Completions, embeddings and rerank have nothing for them."""
     if protocol not in ("chat", "messages", "count_tokens", "responses"):
         return
-    drop_volatile(top, protocol, persona.recipe.volatile, trace)
+    if persona.recipe.volatile:
+        drop_volatile(top, protocol, persona.recipe.volatile, trace)
     if persona.canonical_tools:
         sort_tools(top, trace)
     if persona.tools == "strict" and persona.recipe.strict_tools == "strict":
@@ -41,7 +42,7 @@ def mark_strict(top: Top, trace: Trace | None = None) -> None:
         body: dict[str, Any] = inner if isinstance(inner, dict) else entry
         if "input_schema" in body or entry.get("type") == "function":
             body.setdefault("strict", True)
-    top["tools"] = msgspec.json.encode(entries)
+    top["tools"] = tops.encoded(entries)
     if trace is not None:
         trace.append(("tools", "each marked strict (tools: strict), as the model's recipe asks"))
 
@@ -54,7 +55,7 @@ def sort_tools(top: Top, trace: Trace | None = None) -> None:
     parts = [bytes(part) for part in msgspec.json.decode(raw, type=list[msgspec.Raw])] if raw[:1] == b"[" else []
     ordered = sorted(parts, key=_tool_name)
     if ordered != parts:
-        top["tools"] = b"[" + b",".join(ordered) + b"]"
+        top["tools"] = msgspec.Raw(b"[" + b",".join(ordered) + b"]")
         if trace is not None:
             trace.append(("tools", "sorted by name (canonical_tools)"))
 
@@ -79,22 +80,20 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
 
     Messages of the Anthropic protocol have their own rule (``wire.messages``), because there it is a whole block.
     """
-    if not patterns:
-        return
     if protocol == "responses":
         text = tops.value(top, "instructions")
         kept = _without(text, patterns) if isinstance(text, str) else text
         if kept is not text:
-            top["instructions"] = msgspec.json.encode(kept)
+            top["instructions"] = tops.encoded(kept)
             _note(trace, "instructions")
         return
     found = top.get("messages") if protocol == "chat" else None
     if found is None:
         return
     short = len(found) < _SHORT
-    head = bytes(memoryview(found)[:_SHORT])
-    if short and not _mentions(head, patterns):
+    if short and not _mentions(found, patterns):
         return
+    head = bytes(memoryview(found)[:_SHORT])
     if head.find(b'"system"') < 0 and head.find(b'"developer"') < 0:
         return
     if not short and not _mentions(_first(memoryview(found)), patterns):
@@ -105,8 +104,7 @@ def drop_volatile(top: Top, protocol: str, patterns: tuple[str, ...], trace: Tra
     kept = _without(content, patterns) if isinstance(content, str) else content
     if kept is not content:
         first["content"] = kept
-        rest = [bytes(part) for part in parts[1:]]
-        top["messages"] = b"[" + b",".join([msgspec.json.encode(first), *rest]) + b"]"
+        top["messages"] = tops.encoded([first, *parts[1:]])
         _note(trace, "messages")
 
 
@@ -127,9 +125,12 @@ def _first(raw: memoryview) -> bytes:
     return bytes(raw[: following.start()] if following else raw)
 
 
-def _mentions(message: bytes, patterns: tuple[str, ...]) -> bool:
-    text = message.decode("latin-1")  # see ``items.is_plain``
-    return any(map(text.__contains__, _literals(patterns)))
+def _mentions(message: bytes | msgspec.Raw, patterns: tuple[str, ...]) -> bool:
+    text = str(message, "latin-1")  # see ``items.is_plain``
+    for literal in _literals(patterns):  # noqa: SIM110 - a generator costs more than the search
+        if literal in text:
+            return True
+    return False
 
 
 @cache

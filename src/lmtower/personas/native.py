@@ -55,11 +55,11 @@ def _messages_rules(top: Top, persona: CompiledPersona, asked: str, trace: Trace
     if merged is None:
         top.pop("system", None)
     elif merged is not system:
-        top["system"] = merged
+        top["system"] = msgspec.Raw(merged)
         _note(trace, "system", "the persona's system prompt goes first; attribution blocks are dropped")
     kept = messages.drop_billing(bytes(top["messages"]))
     if len(kept) != len(top["messages"]):
-        top["messages"] = kept
+        top["messages"] = msgspec.Raw(kept)
         _note(trace, "messages", "attribution blocks are dropped")
     for name in _MESSAGES_DROPPED:
         if top.pop(name, None) is not None:
@@ -78,7 +78,7 @@ def _client_thinking(top: Top, persona: CompiledPersona, trace: Trace | None) ->
     for key, value in persona.recipe.thinking.get(mode, {}).items():
         mine = tops.value(top, key)
         merged = {**mine, **value} if isinstance(mine, dict) and isinstance(value, dict) else value
-        top[key] = msgspec.json.encode(merged)
+        top[key] = tops.encoded(merged)
         _note(trace, key, "the client's thinking mode, by the model's recipe")
 
 
@@ -96,12 +96,12 @@ def prepare_responses(top: Top, persona: CompiledPersona, asked: str, request_id
     own = tops.text(top, "instructions")
     instructions, items = responses.merge_instructions(own, _raw(top, "input"), persona.prompt)
     if instructions is not None:
-        top["instructions"] = msgspec.json.encode(instructions)
+        top["instructions"] = tops.encoded(instructions)
         _note(trace, "instructions", "the persona's prompt first, then the client's instructions and system items")
     if items is not None:
-        top["input"] = items
+        top["input"] = msgspec.Raw(items)
     _runnable_tools(top, trace)
-    top["store"] = b"false"
+    top["store"] = msgspec.Raw(b"false")
     _note(trace, "store", "false: engines keep stored responses in memory for ever")
     reply = responses.ResponsesReply(persona.served, asked, request_id, {"instructions": own})
     return Prepared("/v1/responses", tops.join(top), tops.flag(top, "stream"), reply)
@@ -130,7 +130,7 @@ def _runnable_tools(top: Top, trace: Trace | None, *, anthropic: bool = False) -
         return
     owner = "Anthropic's" if anthropic else "OpenAI's"
     _note(trace, "tools", f"dropped: only {owner} servers run {', '.join(sorted(set(dropped)))}")
-    top["tools"] = kept
+    top["tools"] = msgspec.Raw(kept)
     if not holds and top.pop("tool_choice", None) is not None:
         _note(trace, "tool_choice", "dropped with the tool that it names")
     if kept == b"[]":
@@ -156,7 +156,7 @@ def _nest(top: Top, flat: str, outer: str, inner: str, trace: Trace | None) -> N
     top.pop(flat)
     mine = tops.value(top, outer)
     nested: dict[str, Any] = {**(mine if isinstance(mine, dict) else {}), inner: effort}
-    top[outer] = msgspec.json.encode(nested)
+    top[outer] = tops.encoded(nested)
     _note(trace, outer, f"{flat} under this protocol's name")
 
 

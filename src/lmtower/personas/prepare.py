@@ -19,6 +19,7 @@ from lmtower.personas.stopping import limit_stops
 from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply, merge_system
 from lmtower.wire.faults import Fault
+from lmtower.wire.reply import Reply
 from lmtower.wire.top import Piece, Top
 
 
@@ -32,7 +33,9 @@ def prepare_chat(top: Top, persona: CompiledPersona, asked: str, request_id: str
     if persona.tools == "off" and tops.given(top, "tools"):
         raise Fault(400, "tools_not_supported", f"The model {asked!r} does not take tools.", param="tools")
     wants_usage = ask_for_usage(top, trace) if stream else False
-    reply = limit_stops(top, ChatReply(persona.served, asked, request_id, wants_usage), persona.most_stops, trace)
+    reply: Reply = ChatReply(persona.served, asked, request_id, wants_usage)
+    if "stop" in top:
+        reply = limit_stops(top, reply, persona.most_stops, trace)
     pieces: list[Piece]
     if persona.prompt_json is None:
         pieces = tops.join(top)
@@ -40,9 +43,12 @@ def prepare_chat(top: Top, persona: CompiledPersona, asked: str, request_id: str
         merged = merge_system(memoryview(messages), persona.prompt_json)
         if trace is not None:
             trace.append(("messages", "the persona's system prompt goes first, into the first system message"))
-        del top["messages"]
-        pieces = tops.join(top)
-        pieces[-1:] = [b',"messages":', *merged, b"}"]
+        if len(messages) < tops.SHORT:
+            top["messages"] = msgspec.Raw(b"".join(merged))
+            pieces = tops.join(top)
+        else:
+            del top["messages"]
+            pieces = tops.join_long(top, messages=merged)
     return Prepared("/v1/chat/completions", pieces, stream, reply)
 
 

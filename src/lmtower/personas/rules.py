@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from lmtower.personas.compile import CompiledPersona
 from lmtower.wire import top as tops
 from lmtower.wire.top import Top
@@ -70,18 +68,21 @@ def apply_common(top: Top, persona: CompiledPersona, trace: Trace | None = None)
     if trace is not None:
         rule = f"persona {persona.name!r} runs on engine {persona.engine!r}, which serves {persona.served!r}"
         _note(trace, "model", rule)
-    drop_dangerous(top, persona, trace, DANGEROUS_TO_PROMPTS)
+    if not DANGEROUS_TO_PROMPTS.isdisjoint(top):
+        drop_dangerous(top, persona, trace, DANGEROUS_TO_PROMPTS)
     for key, default in persona.defaults.items():
-        if tops.given(top, key) or ((twin := _SAME.get(key)) is not None and tops.given(top, twin)):
-            _note(trace, key, "the client's value (the persona only has a default)")
-            continue
-        top[key] = default
-        _note(trace, key, "default of the persona")
+        given = tops.given(top, key) or ((twin := _SAME.get(key)) is not None and tops.given(top, twin))
+        if not given:
+            top[key] = default
+        if trace is not None:
+            mine, theirs = "default of the persona", "the client's value (the persona only has a default)"
+            _note(trace, key, theirs if given else mine)
     for key, forced in persona.enforced.items():
         if (twin := _SAME.get(key)) is not None:
             top.pop(twin, None)
         top[key] = forced
-        _note(trace, key, "enforced by the persona")
+        if trace is not None:
+            _note(trace, key, "enforced by the persona")
     if persona.max_model_len is not None:
         _limit_output(top, persona.max_model_len, trace)
     if persona.thinking:
@@ -95,7 +96,7 @@ def _limit_output(top: Top, most: int, trace: Trace | None) -> None:
         if raw is not None and len(raw) >= len(str(most)):
             wanted = tops.value(top, key)
             if isinstance(wanted, int | float) and wanted > most:
-                top[key] = b"%d" % most
+                top[key] = tops.encoded(most)
                 _note(trace, key, f"at most the context of the model, {most}")
 
 
@@ -116,7 +117,7 @@ def merge_thinking(top: Top, fields: dict[str, Any], trace: Trace | None = None)
         if isinstance(wanted, dict):
             mine = tops.value(top, key)
             value = {**mine, **wanted} if isinstance(mine, dict) else wanted
-        top[key] = msgspec.json.encode(value)
+        top[key] = tops.encoded(value)
         _note(trace, key, "thinking mode of the persona, by the model's recipe")
 
 
@@ -127,7 +128,7 @@ def ask_for_usage(top: Top, trace: Trace | None = None) -> bool:
     asked = options.get("include_usage") is True
     # usage in every chunk would be added up by clients that read it
     if not asked or options.pop("continuous_usage_stats", None) is not None:
-        top["stream_options"] = msgspec.json.encode({**options, "include_usage": True})
+        top["stream_options"] = tops.encoded({**options, "include_usage": True})
         _note(trace, "stream_options", "usage is always recorded; it is forwarded only if the client asks")
     return asked
 

@@ -24,7 +24,7 @@ def limit_stops(top: Top, reply: Reply, limit: int | None, trace: Trace | None) 
         return reply
     if tops.flag(top, "stream"):
         # the answer may end here before the engine's last chunk, which has the usage
-        top["stream_options"] = b'{"include_usage":true,"continuous_usage_stats":true}'
+        top["stream_options"] = tops.encoded({"include_usage": True, "continuous_usage_stats": True})
     return stops.StoppingReply(reply, ours, _choices(top))
 
 
@@ -40,7 +40,7 @@ def _limited(top: Top, field: str, limit: int | None, trace: Trace | None) -> tu
         return ()
     engine, ours = stops.split(stop_strings(top, field), limit)
     if ours:
-        top[field] = _encode(engine)
+        top[field] = tops.encoded(engine)
         if trace is not None:
             rule = f"{len(ours)} stop strings: the engine takes {len(engine)}, the gateway enforces all"
             trace.append((field, rule))

@@ -35,7 +35,7 @@ def prepare_embeddings(
     top.pop("stream", None)
     bodies: list[list[Piece]] = []
     for batch in embeddings.batches(texts):
-        top["input"] = _encode(list(batch))
+        top["input"] = tops.encoded(list(batch))
         bodies.append(tops.join(top))
     reply = embeddings.EmbeddingsReply(
         persona.served, asked, request_id, base64=wanted == "base64", dimensions=dimensions
@@ -78,7 +78,7 @@ def _rerank(
     with_documents = tops.flag(top, "return_documents") if "return_documents" in top else not cohere
     top["model"] = persona.model_json
     drop_dangerous(top, persona, trace)
-    top["query"], top["documents"] = _encode(query), _encode(documents)
+    top["query"], top["documents"] = tops.encoded(query), tops.encoded(documents)
     top.pop("top_n", None)  # all scores come back, so that every dialect can cut them itself
     reply = rerank.RerankReply(
         persona.served,

@@ -204,7 +204,13 @@ class Series:
                 self.within_target += 1
             if input_tokens >= COLD_MINIMUM_TOKENS:
                 self._temperature(cached_tokens * 2 >= input_tokens, index, first)
-        self._tools(record)
+        if (
+            record.tool_calls_valid
+            or record.tool_calls_repaired
+            or record.tool_calls_retried
+            or record.tool_calls_rejected
+        ):
+            self._tools(record)
 
     def _temperature(self, warm: bool, index: int, first: float) -> None:
         split = self.split
@@ -217,13 +223,10 @@ class Series:
             self.cold += 1
 
     def _tools(self, record: Finished) -> None:
-        valid, repaired = record.tool_calls_valid, record.tool_calls_repaired
-        retried, rejected = record.tool_calls_retried, record.tool_calls_rejected
-        if valid or repaired or retried or rejected:
-            tools = self.tools
-            if tools is None:
-                tools = self.tools = [0, 0, 0, 0]
-            tools[0] += valid
-            tools[1] += repaired
-            tools[2] += retried
-            tools[3] += rejected
+        tools = self.tools
+        if tools is None:
+            tools = self.tools = [0, 0, 0, 0]
+        tools[0] += record.tool_calls_valid
+        tools[1] += record.tool_calls_repaired
+        tools[2] += record.tool_calls_retried
+        tools[3] += record.tool_calls_rejected

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import msgspec
+
 from lmtower.wire import top as tops
 from lmtower.wire.faults import Fault
 from lmtower.wire.top import Top
@@ -78,7 +80,7 @@ class Abridged:
             short = bytes(value)
             span = self._span(short)
             if span is not None:
-                top[name] = memoryview(body)[span[0] : span[1]]
+                top[name] = msgspec.Raw(memoryview(body)[span[0] : span[1]])
                 shorts[name] = top[name], short
 
     def short(self, name: str) -> bytes:

@@ -19,7 +19,7 @@ import msgspec
 from lmtower.wire import sse
 from lmtower.wire.answers import objects, read_object
 from lmtower.wire.reply import Reply
-from lmtower.wire.top import Top, value
+from lmtower.wire.top import Top, encoded, value
 from lmtower.wire.wrapping import Wrapping
 
 Json = dict[str, Any]
@@ -59,7 +59,7 @@ def take_tool(top: Top) -> Wanted | None:
         return None
     kept = [tool for tool in tools if tool not in asked]
     if kept:
-        top["tools"] = _encode(kept)
+        top["tools"] = encoded(kept)
     else:
         for name in ("tools", "tool_choice", "parallel_tool_calls"):
             top.pop(name, None)
@@ -89,9 +89,9 @@ def add_passages(top: Top, field: str, passages: str) -> None:
     if raw is None:
         return
     if bytes(memoryview(raw)[:1]) == b'"':
-        top[field] = _encode(f"{value(top, field)}\n\n{passages}")
+        top[field] = encoded(f"{value(top, field)}\n\n{passages}")
         return
-    raws: list[Any] = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    raws = msgspec.json.decode(raw, type=list[msgspec.Raw])
     for place in range(len(raws) - 1, -1, -1):
         item = msgspec.json.decode(raws[place])
         if not isinstance(item, dict) or item.get("role") != "user":
@@ -102,9 +102,9 @@ def add_passages(top: Top, field: str, passages: str) -> None:
             item["content"] = [*content, {"type": kind, "text": passages}]
         else:
             item["content"] = f"{content}\n\n{passages}" if content else passages
-        raws[place] = _encode(item)
+        raws[place] = encoded(item)
         break
-    top[field] = b"[" + b",".join(bytes(memoryview(one)) for one in raws) + b"]"
+    top[field] = encoded(raws)
 
 
 # -- annotations ---------------------------------------------------------------------------------------------

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from lmtower.wire.faults import Fault
 
+SHORT = 32 * 1024
+"""Below this, copying costs less than handling pieces."""
 Piece = bytes | memoryview | msgspec.Raw
-Top = dict[str, Any]
-"""Field name -> its JSON text, as ``msgspec.Raw`` (received) or ``bytes`` (set by a rule)."""
+Top = dict[str, msgspec.Raw]
+"""Field name -> its JSON text. Rules set ``msgspec.Raw``, too: plain bytes would be encoded once more."""
 
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 encode = msgspec.json.Encoder().encode
@@ -35,25 +36,23 @@ def split(body: bytes) -> Top:
 
 
 def join(top: Top) -> list[Piece]:
-    """The object as pieces to be written one after the other."""
-    if not top:
-        return [b"{}"]
-    pieces: list[Piece] = [b"{"]
-    for name, value in top.items():
-        pieces += (_named(name) if len(name) < _LONG_NAME else b",%b:" % encode(name), value)
-    pieces[1] = pieces[1][1:]
+    """The object as pieces to be written one after the other: one for a short object, uncopied values of a long one."""
+    return [encode(top)] if sum(map(len, top.values())) < SHORT else join_long(top)
+
+
+def join_long(top: Top, **parts: Sequence[Piece]) -> list[Piece]:
+    """The same, with fields whose text comes in parts."""
+    pieces: list[Piece] = []
+    for name, value in (*((name, (value,)) for name, value in top.items()), *parts.items()):
+        pieces += (b",%b:" % encode(name), *value)
+    pieces[:1] = [b"{" + bytes(pieces[0])[1:]] if pieces else [b"{"]
     pieces.append(b"}")
     return pieces
 
 
-_LONG_NAME = 64
-"""Names from here on are no parameter of any engine: they are not kept."""
-
-
-@lru_cache(512)
-def _named(name: str) -> bytes:
-    """What stands before a field's value. Requests have the same few fields."""
-    return b",%b:" % encode(name)
+def encoded(value: Any) -> msgspec.Raw:
+    """A value as the JSON text that a field is set to."""
+    return msgspec.Raw(encode(value))
 
 
 def size(pieces: Iterable[Piece]) -> int:
