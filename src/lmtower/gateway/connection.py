@@ -121,12 +121,17 @@ class Connection(asyncio.Protocol):
 
     def _again(self, known: RequestRepeat, data: bytes) -> bool:
         """Take a request under the head of the last one. False: this is another head, or more than one request."""
-        found = known.match(data)
-        if found is None or self._discard:
+        if self._discard:
             return False
-        start, length = found
-        missing = start + length - len(data)
-        if missing < 0 or length > self.server.max_body:
+        start = known.whole(data)
+        missing = 0
+        if not start:
+            found = known.match(data)
+            if found is None:
+                return False
+            start, length = found
+            missing = start + length - len(data)
+        if missing < 0 or len(data) - start + missing > self.server.max_body:
             return False
         if missing:
             self._in_message = True

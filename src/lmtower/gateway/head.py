@@ -19,15 +19,28 @@ _NEVER_AGAIN = (b"transfer-encoding", b"expect", b"upgrade")
 
 
 class Repeat:
-    """A head as bytes. ``match`` says whether more bytes begin with it."""
+    """A head as bytes. ``match`` and ``whole`` say whether more bytes begin with it."""
 
-    __slots__ = ("_after", "_at", "_before", "_most")
+    __slots__ = ("_after", "_around", "_at", "_before", "_digits", "_most")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self._before = before
         self._after = after
         self._at = len(before)
+        self._around = len(before) + len(after)
+        self._digits = 0
         self._most = len(before) + 12 + len(after)
+
+    def whole(self, data: bytes) -> int:
+        """Where the body begins when the data are a message with this head and all of its body, else 0.
+
+        Only finds lengths with as many digits as the last one that ``match`` found: then the length of the data tells
+        what the head has to say, and one comparison is enough.
+        """
+        length = len(data) - self._around - self._digits
+        head = b"%b%d%b" % (self._before, length, self._after)
+        start = len(head)
+        return start if start + length == len(data) and data.startswith(head) else 0
 
     def match(self, data: bytes) -> tuple[int, int] | None:
         """(where the body begins, its length) when the data begin with this head, else None."""
@@ -38,6 +51,7 @@ class Repeat:
         digits = data[at:end]
         if end < 0 or not digits.isdigit():
             return None
+        self._digits = len(digits)
         return end + len(self._after), int(digits)
 
 

@@ -75,7 +75,8 @@ class Call(Signal):
     def headers(self) -> dict[bytes, bytes]:
         """Header lines by name in lower case. Hardly anybody asks for those of a plain answer: then they are read."""
         if isinstance(self._headers, bytes):
-            lines = [line.partition(b":") for line in self._headers.split(b"\r\n")[1:]]
+            head = self._headers.partition(b"\r\n\r\n")[0]
+            lines = [line.partition(b":") for line in head.split(b"\r\n")[1:]]
             self._headers = {name.lower(): value.strip() for name, _, value in lines}
         return self._headers
 
@@ -156,12 +157,14 @@ class Call(Signal):
         else:
             self._chunks.append(data)
 
-    def answered(self, head: bytes, body: bytes) -> None:
-        """All of a plain answer, read at once."""
+    def answered(self, data: bytes, start: int) -> None:
+        """All of a plain answer, read at once; its body begins at ``start``."""
         self.status = 200
-        self._headers = head
-        self._chunks.append(body)
-        self.ended(None)
+        self._headers = data
+        self._chunks = [data[start:]]
+        self._connection = None
+        self.complete = True
+        self.wake()
 
     def ended(self, error: UpstreamLost | None) -> None:
         """The answer is complete, or (with an error) never will be."""
@@ -220,11 +223,11 @@ class Connection(asyncio.Protocol):
             return
         call.last_read = now = monotonic()
         if not self._parsing:
-            end = self._plain_end(data)
-            if end:
+            start = self._plain.whole(data) if self._plain is not None else 0
+            if start or (start := self._plain_start(data)):
                 self.call = None
                 self._pool.release(self, now)
-                call.answered(data[: end - 4], data[end:])
+                call.answered(data, start)
                 return
             self._parsing = True
         try:
@@ -247,17 +250,17 @@ class Connection(asyncio.Protocol):
             if self.call is not None:
                 self.call.read(data)
 
-    def _plain_end(self, data: bytes) -> int:
-        """``plain_end``; most often the head says the same as the last one."""
+    def _plain_start(self, data: bytes) -> int:
+        """``plain_start``; most often the head says the same as the last one."""
         if self._plain is not None:
             found = self._plain.match(data)
             if found is not None:
                 start, length = found
                 return start if len(data) - start == length else 0
-        end = plain_end(data)
-        parts = around_length(data) if end else None
+        start = plain_start(data)
+        parts = around_length(data) if start else None
         self._plain = Repeat(*parts) if parts else None
-        return end
+        return start
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed, or we did."""
@@ -299,7 +302,7 @@ class Connection(asyncio.Protocol):
         call.ended(None)
 
 
-def plain_end(data: bytes) -> int:
+def plain_start(data: bytes) -> int:
     """Where the body begins if these bytes are all of an answer with status 200 and a length, on a connection that is
     kept; else 0, and the parser looks at it. Most answers that do not stream are such."""
     if not data.startswith(b"HTTP/1.1 200 "):
