@@ -4,8 +4,9 @@
  *   load open    PORT REQUEST_FILE RATE SECONDS               requests at fixed times; latency from the time they were due
  *   load streams PORT REQUEST_FILE STREAMS SECONDS RAMP       so many streams at once; a stream that ends is opened again
  *
- * REQUEST_FILE holds a whole HTTP request. The ten zeros of "session-0000000000" in it, if it has them, count the requests,
- * so that no two are the same. An answer counts as good with status 200 and, for `closed` and `open`, the text
+ * REQUEST_FILE holds a whole HTTP request. The ten zeros of "session-0000000000" in it, if it has them, count the requests
+ * from the clock's microseconds on, so that no two are the same in whatever run. An answer counts as good with status 200 and, for
+ * `closed` and `open`, the text
  * "answer-of-the-mock" in it. Streams hold @@ and 19 digits per chunk: the CLOCK_MONOTONIC nanoseconds at which the mock
  * wrote it. Chunk delay = now - that. TTFT = request sent to first such chunk read.
  */
@@ -121,7 +122,7 @@ static void ask(conn *c, int64_t began) {
     c->sent = c->left = c->head_len = 0;
     c->trailer = 0;
     c->began = began;
-    if (counter) { char digits[12]; snprintf(digits, sizeof digits, "%010ld", ++asked % 10000000000L); memcpy(counter, digits, 10); }
+    if (counter) { char digits[12]; snprintf(digits, sizeof digits, "%010ld", (started / 1000 + ++asked) % 10000000000L); memcpy(counter, digits, 10); }
     push(c);
 }
 

@@ -26,7 +26,8 @@ from lmtower.personas.busters import Seen
 from lmtower.wire import scan
 from lmtower.wire import top as tops
 from lmtower.wire.abridged import LEAST_BYTES, Abridged, Cut, Marks, split
-from lmtower.wire.items import is_plain
+from lmtower.wire.conversation import Read
+from lmtower.wire.items import is_plain, read
 
 MOST_BYTES = 64 * 1024**2
 _OF_ONE_START = 4
@@ -35,6 +36,8 @@ _START = 256
 _PLACES = 4
 _LONGEST = 64 * 1024
 """Of a message behind a known place."""
+_MOST_SPACE = 256
+"""Before the end of a list."""
 _OPENING = re.compile(rb'(\{"\w+":)( ?)')
 """Never the end of a text: behind its closing quote JSON does not go on with a letter."""
 _value = msgspec.json.Decoder(msgspec.Raw)
@@ -82,8 +85,11 @@ class Beginnings:
         self.bytes = 0
         self._kept: OrderedDict[tuple[str, str, bytes], list[Beginning]] = OrderedDict()
 
-    def open(self, client: str, field: str, body: bytes) -> Opened:
-        """Read a body at its top level; ``field`` is where its conversation is. Raises Fault(400)."""
+    def open(self, client: str, field: str, body: bytes, read: Read = read) -> Opened:
+        """Read a body at its top level; ``field`` is where its conversation is. Raises Fault(400).
+
+        ``read``: how the conversation's items are read, if they can be with the top level.
+        """
         if len(body) < LEAST_BYTES:
             abridged = Abridged(body, tops.split(body), self._marks)
             return Opened(abridged, None, 0, (client, field, b""), is_plain(body))
@@ -91,11 +97,11 @@ class Beginnings:
         for known in self._kept.get(key, ()):
             for end, said in known.places:
                 if body.startswith(memoryview(known.body)[:end]):
-                    abridged = split(body, self._marks, Cut(known.start, end, False))
+                    abridged = split(body, self._marks, Cut(known.start, end, False), field=field, read=read)
                     if abridged.begins(field):
                         return Opened(abridged, known, said, key)
                     break
-        return Opened(split(body, self._marks), None, 0, key)
+        return Opened(split(body, self._marks, field=field, read=read), None, 0, key)
 
     def keep(self, opened: Opened, elements: int, seen: Seen | None) -> None:
         """Remember a plain body; ``elements`` is how many its conversation has as it was opened."""
@@ -139,10 +145,11 @@ def _list_in(opened: Opened) -> tuple[int, int] | None:
         if at is None or value is None or not body.startswith(bytes(value), at):
             return None
         place = at, at + len(value)
-    inside = body[place[0] + 1 : place[1] - 1]
-    if body[place[0]] != 0x5B or not inside.strip():
+    begin, end = place[0] + 1, place[1] - 1
+    last = body[max(begin, end - _MOST_SPACE) : end].rstrip()
+    if body[place[0]] != 0x5B or not last:
         return None
-    return place[0] + 1, place[0] + 1 + len(inside.rstrip())
+    return begin, max(begin, end - _MOST_SPACE) + len(last)
 
 
 def _places(body: bytes, begin: int, end: int, messages: int) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,21 +26,34 @@ from lmtower.telemetry.metrics import Metrics
 from lmtower.wire import images
 from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply
+from lmtower.wire.conversation import Read
 from lmtower.wire.faults import Dialect
-from lmtower.wire.items import Item, read
+from lmtower.wire.items import Items, Text, read, read_chat
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import Stopping
 
-_FIELDS: Mapping[str, tuple[str, Callable[[bytes, list[Item] | None], bytes]]] = MappingProxyType(
+
+class _Kind(NamedTuple):
+    """A conversation of some protocol."""
+
+    field: str
+    """Where it is."""
+    read: Read
+    clean: Callable[[Text, Items | None], Text]
+    """How its replayed tool calls are mended."""
+
+
+_MESSAGES = _Kind("messages", read, guard.clean_messages)
+_KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
-        "chat": ("messages", guard.clean_chat),
-        "messages": ("messages", guard.clean_messages),
-        "count_tokens": ("messages", guard.clean_messages),
-        "responses": ("input", guard.clean_responses),
+        "chat": _Kind("messages", read_chat, guard.clean_chat),
+        "messages": _MESSAGES,
+        "count_tokens": _MESSAGES,
+        "responses": _Kind("input", read, guard.clean_responses),
     }
 )
-"""Protocol -> the field that holds the conversation, and how its replayed tool calls are mended."""
+_NO_CONVERSATION = _Kind("", read, lambda text, _: text)
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -56,26 +70,30 @@ class Intake:
 
     def open(self, client: str, protocol: str, body: bytes) -> Opened:
         """Read a body at its top level. Raises Fault(400) when it is not one JSON object."""
-        return self.beginnings.open(client, _FIELDS[protocol][0] if protocol in _FIELDS else "", body)
+        kind = _KINDS.get(protocol, _NO_CONVERSATION)
+        return self.beginnings.open(client, kind.field, body, kind.read)
 
     async def take(self, flow: Flow, opened: Opened, persona: CompiledPersona) -> Rules | None:
         """Mend and check the body in place. Returns what strict tool calling must hold to, if the persona is strict.
 
         Raises Fault for images that may not be sent.
         """
-        top = opened.abridged.top
-        found = _FIELDS.get(flow.protocol)
-        if found is None or not tops.given(top, found[0]):
+        abridged = opened.abridged
+        top = abridged.top
+        kind = _KINDS.get(flow.protocol)
+        if kind is None or not tops.given(top, kind.field):
             return None
-        field, clean = found
+        field = kind.field
         seen = self._see(flow, opened, persona, field) if flow.session else None
         if not opened.plain:
-            short = opened.abridged.short(field)
-            items = read(short)
-            mended = clean(short, items)
+            short = abridged.short(field)
+            items = abridged.items(field)
+            if items is None:
+                items = kind.read(short)
+            mended = kind.clean(short, items)
             checked = await self._images(flow, opened, mended, persona, items if mended is short else None)
             if checked is not short:
-                top[field] = msgspec.Raw(opened.abridged.whole(checked))
+                top[field] = msgspec.Raw(abridged.whole(checked))
             elif items is not None and not flow.images:
                 self.beginnings.keep(opened, len(items), seen)  # plain: the next request need not be read so far
         return guard.rules_of(top, self.tools) if persona.tools == "strict" else None
@@ -101,8 +119,8 @@ class Intake:
         return seen
 
     async def _images(
-        self, flow: Flow, opened: Opened, raw: bytes, persona: CompiledPersona, items: list[Item] | None
-    ) -> bytes:
+        self, flow: Flow, opened: Opened, raw: Text, persona: CompiledPersona, items: Items | None
+    ) -> Text:
         found = images.find(raw, items, opened.abridged.rest)
         if found is None:
             return raw

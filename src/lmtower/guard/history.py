@@ -14,11 +14,11 @@ import msgspec
 
 from lmtower.guard.repair import as_object, decode
 from lmtower.wire import top as tops
-from lmtower.wire.items import ABSENT, Item, read
+from lmtower.wire.items import ABSENT, Call, Item, Items, Text, Turn, read, read_chat
 
 Cleaner = Callable[[dict[str, Any]], bool]
 """Changes one message in place; True when it did."""
-Suspect = Callable[[Item], bool]
+Suspect = Callable[[Item | Turn], bool]
 """Whether a message needs a closer look. Long histories are sound: reading them whole would cost more than all else."""
 
 
@@ -34,7 +34,7 @@ def mended(protocol: str, body: bytes) -> bytes:
     top = tops.split(body)
     if cleaner is None or not tops.given(top, field):
         return body
-    raw = bytes(memoryview(top[field]))
+    raw = top[field]
     cleaned = cleaner(raw)
     if cleaned is raw:
         return body
@@ -42,41 +42,30 @@ def mended(protocol: str, body: bytes) -> bytes:
     return b"".join(bytes(memoryview(piece)) for piece in tops.join(top))
 
 
-def clean_chat(messages: bytes, items: list[Item] | None = None) -> bytes:
+def clean_chat(messages: Text, items: Items | None = None) -> Text:
     """Chat ``messages`` whose tool calls all have a JSON object as arguments, an id and a name."""
-    return _clean(messages, items, _unsound_calls, _chat_message)
+    return _clean(messages, read_chat(messages) if items is None else items, _unsound_calls, _chat_message)
 
 
-def clean_messages(messages: bytes, items: list[Item] | None = None) -> bytes:
+def clean_messages(messages: Text, items: Items | None = None) -> Text:
     """Anthropic ``messages`` whose ``tool_use`` blocks all have an object as input."""
-    return _clean(messages, items, _has_tool_use, _anthropic_message)
+    return _clean(messages, read(messages) if items is None else items, _has_tool_use, _anthropic_message)
 
 
-def clean_responses(given: bytes, items: list[Item] | None = None) -> bytes:
+def clean_responses(given: Text, items: Items | None = None) -> Text:
     """Responses ``input`` items whose function calls all have a JSON object as arguments."""
-    return _clean(given, items, _is_call, _responses_item) if given.lstrip()[:1] == b"[" else given
-
-
-class _Function(msgspec.Struct):
-    name: str
-    arguments: str
-
-
-class _Call(msgspec.Struct):
-    id: str
-    function: _Function
+    return _clean(given, read(given) if items is None else items, _is_call, _responses_item)
 
 
 class _Object(msgspec.Struct):
     """Any JSON object; what is in it is skipped."""
 
 
-_calls = msgspec.json.Decoder(list[_Call])
+_calls = msgspec.json.Decoder(list[Call] | None)
 _object = msgspec.json.Decoder(_Object)
 
 
-def _clean(raw: bytes, items: list[Item] | None, suspect: Suspect, cleaner: Cleaner) -> bytes:
-    items = read(raw) if items is None else items
+def _clean(raw: Text, items: Items | None, suspect: Suspect, cleaner: Cleaner) -> Text:
     suspects = None if items is None else [index for index, item in enumerate(items) if suspect(item)]
     if suspects == []:
         return raw
@@ -93,15 +82,13 @@ def _clean(raw: bytes, items: list[Item] | None, suspect: Suspect, cleaner: Clea
     return b"[" + b",".join(bytes(part) for part in parts) + b"]" if changed else raw
 
 
-def _unsound_calls(item: Item) -> bool:
+def _unsound_calls(item: Item | Turn) -> bool:
     """Whether the calls of a chat message need a closer look: only sound ones pass, and they are the rule."""
-    if item.tool_calls is ABSENT:
-        return False
-    raw = bytes(memoryview(item.tool_calls))
-    if raw == b"null":
+    calls = item.tool_calls
+    if calls is None or calls is ABSENT:
         return False
     try:
-        for call in _calls.decode(raw):
+        for call in (_calls.decode(calls) if isinstance(calls, msgspec.Raw) else calls) or ():
             if not call.id or not call.function.name:
                 return True
             _object.decode(call.function.arguments)
@@ -110,12 +97,12 @@ def _unsound_calls(item: Item) -> bool:
     return False
 
 
-def _has_tool_use(item: Item) -> bool:
+def _has_tool_use(item: Item | Turn) -> bool:
     view = bytes(memoryview(item.content))
     return view[:1] == b"[" and (b"tool_use" in view or b"\\u00" in view)
 
 
-def _is_call(item: Item) -> bool:
+def _is_call(item: Item | Turn) -> bool:
     return bytes(memoryview(item.type)) == b'"function_call"' or b"\\" in bytes(memoryview(item.type))
 
 

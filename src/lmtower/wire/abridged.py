@@ -20,14 +20,19 @@ from __future__ import annotations
 
 import re
 import zlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
+from lmtower.wire import conversation
 from lmtower.wire import top as tops
+from lmtower.wire.conversation import Read
 from lmtower.wire.faults import Fault
+from lmtower.wire.items import Items, Text, read
 from lmtower.wire.top import Top
 
 LEAST_BYTES = 32 * 1024
@@ -35,7 +40,6 @@ LEAST_BYTES = 32 * 1024
 _STEP = 8 * 1024
 _SHOWN = 64
 """So much of a text stays: what a data URL says of itself."""
-_NOTHING_CUT: Mapping[str, tuple[Any, bytes]] = MappingProxyType({})
 _AFTER_A_TEXT = b" \t\r\n,:]}"
 
 
@@ -50,52 +54,68 @@ class Cut(NamedTuple):
 class Marks:
     """What stands for cuts: their number behind ``word`` (letters and digits that nobody can guess)."""
 
-    __slots__ = ("length", "pattern", "word")
+    __slots__ = ("all", "length", "pattern", "word")
 
     def __init__(self, word: bytes) -> None:
         self.word = word
         self.pattern = re.compile(rb'\{"%b(\d{6})":0\}|%b(\d{6})' % (word, word))
         self.length = len(word) + 6
+        self.all = b'{"%b":0}' % word
+        """Stands for a whole conversation."""
 
     def of(self, number: int, inside: bool) -> bytes:
         """The mark of a cut inside of a text, or of elements."""
         return b"%b%06d" % (self.word, number) if inside else b'{"%b%06d":0}' % (self.word, number)
 
 
+class Shown(NamedTuple):
+    """A field: its whole value, the text of it with marks, and where it lies in the body."""
+
+    whole: msgspec.Raw
+    short: msgspec.Raw
+    place: tuple[int, int]
+
+
+_NOTHING_SHOWN: Mapping[str, Shown] = MappingProxyType({})
+
+
 class Abridged:
     """A body read at its top level. ``top`` holds whole values; ``short`` shows a field with marks in it."""
 
-    __slots__ = ("_cuts", "_marks", "_shorts", "body", "top")
+    __slots__ = ("_cuts", "_items", "_marks", "_shown", "body", "top")
 
-    def __init__(self, body: bytes, top: Top, marks: Marks, cuts: Sequence[Cut] = ()) -> None:
+    def __init__(
+        self,
+        body: bytes,
+        top: Top,
+        marks: Marks,
+        cuts: Sequence[Cut] = (),
+        shown: Mapping[str, Shown] = _NOTHING_SHOWN,
+        items: Items | None = None,
+    ) -> None:
         self.body = body
         self.top = top
+        self._items = items
         self._marks = marks
         self._cuts = cuts
-        self._shorts: Mapping[str, tuple[Any, bytes]] = _NOTHING_CUT
-        if not cuts:
-            return
-        self._shorts = shorts = {}
-        for name, value in top.items():
-            short = bytes(value)
-            span = self._span(short)
-            if span is not None:
-                top[name] = msgspec.Raw(memoryview(body)[span[0] : span[1]])
-                shorts[name] = top[name], short
+        self._shown = shown
 
-    def short(self, name: str) -> bytes:
+    def short(self, name: str) -> msgspec.Raw:
         """The field's text with marks in it; all of its text if nothing is cut out, or it was set to another one."""
         value = self.top[name]
-        if not self._cuts:
-            return bytes(value)
-        whole, short = self._shorts.get(name, (None, b""))
-        return short if value is whole else bytes(value)
+        shown = self._shown.get(name)
+        return shown.short if shown is not None and value is shown.whole else value
 
-    def whole(self, short: bytes) -> bytes:
+    def items(self, name: str) -> Items | None:
+        """The items of the conversation, marks in them as well, if it was read with the top level and is still that."""
+        return self._items if self._items is not None and self.place(name) is not None else None
+
+    def whole(self, short: Text) -> bytes:
         """A text with everything back in the place of its marks."""
-        if not self._cuts or short.find(self._marks.word) < 0:
-            return short
-        return self._marks.pattern.sub(lambda mark: self.body[slice(*self._of(mark)[:2])], short)
+        text = bytes(short)
+        if not self._cuts or text.find(self._marks.word) < 0:
+            return text
+        return self._marks.pattern.sub(lambda mark: self.body[slice(*self._of(mark)[:2])], text)
 
     def stamped(self, short: bytes) -> tuple[bytes, int]:
         """A text with checksums in the place of its marks, and the length of the whole: enough to tell two apart."""
@@ -120,34 +140,36 @@ class Abridged:
         return text, b""
 
     def place(self, name: str) -> tuple[int, int] | None:
-        """Where in the body a field with cuts lies; None for others."""
-        found = self._shorts.get(name)
-        return None if found is None or self.top.get(name) is not found[0] else self._span(found[1])
+        """Where in the body a field with cuts, or the conversation, lies; None when that is not known."""
+        shown = self._shown.get(name)
+        return None if shown is None or self.top.get(name) is not shown.whole else shown.place
 
     def begins(self, name: str) -> bool:
         """Whether the field is a list that begins with the first cut: elements which were said before."""
-        found = self._shorts.get(name)
-        return found is not None and not self._cuts[0].inside and found[1].startswith(b"[" + self._marks.of(0, False))
+        shown = self._shown.get(name)
+        if shown is None or not self._cuts or self._cuts[0].inside:
+            return False
+        known = b"[" + self._marks.of(0, False)
+        return bytes(memoryview(shown.short)[: len(known)]) == known
 
     def _of(self, mark: re.Match[bytes]) -> Cut:
         return self._cuts[int(mark[1] or mark[2])]
 
-    def _span(self, short: bytes) -> tuple[int, int] | None:
-        """Where the text of a field lies in the body, reckoned from its first and last mark."""
-        if short.find(self._marks.word) < 0:
-            return None
-        marks = list(self._marks.pattern.finditer(short))
-        first, last = marks[0], marks[-1]
-        return self._of(first).start - first.start(), self._of(last).end + len(short) - last.end()
 
+def split(
+    body: bytes, marks: Marks, said: Cut | None = None, step: int = _STEP, field: str = "", read: Read = read
+) -> Abridged:
+    """Read the top level of a body, and with it the conversation in ``field`` if that can be found.
 
-def split(body: bytes, marks: Marks, said: Cut | None = None, step: int = _STEP) -> Abridged:
-    """Read the top level of a body. ``said``: elements known from an earlier request. Raises Fault(400)."""
+    ``said``: elements known from an earlier request. Raises Fault(400).
+    """
     cuts = [said] if said is not None else []
     if len(body) > step:
         cuts += long_texts(body, said.end if said is not None else 0, step)
     if not cuts:
-        return Abridged(body, tops.split(body), marks)
+        top, items, place = conversation.split(body, field, read, marks.all)
+        shown = {field: Shown(top[field], top[field], place)} if items is not None else _NOTHING_SHOWN
+        return Abridged(body, top, marks, (), shown, items)
     pieces: list[bytes] = []
     at = 0
     for number, cut in enumerate(cuts):
@@ -155,31 +177,65 @@ def split(body: bytes, marks: Marks, said: Cut | None = None, step: int = _STEP)
         at = cut.end
     pieces.append(body[at:])
     try:
-        top = tops.split(b"".join(pieces))
+        top, items, place = conversation.split(b"".join(pieces), field, read, marks.all)
     except Fault:
         top = {}
     word = marks.word.decode()
     if not top or any(word in name for name in top):
         return Abridged(body, tops.split(body), marks)  # which says where the body is broken
-    return Abridged(body, top, marks, cuts)
+    shown = {}
+    for name, value in top.items():
+        if name == field and items is not None:
+            start, end = place
+            found: tuple[int, int] | None = (_in_body(start, pieces, cuts), _in_body(end, pieces, cuts))
+        else:
+            found = _marked_place(bytes(value), marks, cuts)
+        if found is not None:
+            top[name] = msgspec.Raw(memoryview(body)[slice(*found)])
+            shown[name] = Shown(top[name], value, found)
+    return Abridged(body, top, marks, cuts, shown, items)
+
+
+def _in_body(at: int, pieces: Sequence[bytes], cuts: Sequence[Cut]) -> int:
+    """Where in the body lies what is at this place of the short text. Its ``pieces``: text, mark, text and so on."""
+    ends = list(accumulate(map(len, pieces)))[1::2]
+    number = bisect_right(ends, at) - 1
+    return at if number < 0 else cuts[number].end + at - ends[number]
+
+
+def _marked_place(short: bytes, marks: Marks, cuts: Sequence[Cut]) -> tuple[int, int] | None:
+    """Where in the body the text of a field lies, reckoned from its first and last mark; None if there is none."""
+    if short.find(marks.word) < 0:
+        return None
+    found = list(marks.pattern.finditer(short))
+    first, last = (cuts[int(mark[1] or mark[2])] for mark in (found[0], found[-1]))
+    return first.start - found[0].start(), last.end + len(short) - found[-1].end()
 
 
 def long_texts(body: bytes, start: int, step: int = _STEP) -> list[Cut]:
-    """The insides of long texts without escapes from ``start`` on. Finds all over twice the step, others by luck."""
+    """The insides of long texts without escapes from ``start`` on. Finds all over 16 steps, others by luck."""
     found: list[Cut] = []
-    at = start + step
+    stride = step
+    at = start + stride
     while at < len(body):
         end = body.find(b'"', at)
         if end < 0:
             break
         opening = body.rfind(b'"', start, at)
-        if opening >= 0 and end - opening > max(step // 2, 2 * _SHOWN) and body[opening + 1] not in _AFTER_A_TEXT:
+        if (
+            opening >= 0
+            and end - opening > max(step // 2, 2 * _SHOWN)
+            and body[opening + 1] not in _AFTER_A_TEXT
+            and body.find(b"\\", opening, end) < 0
+        ):
             cut = opening + 1 + _SHOWN
             while body[cut] & 0xC0 == 0x80:  # not in the middle of a character
                 cut += 1
-            if body.find(b"\\", opening, end) < 0:
-                found.append(Cut(cut, end, True))
-        start, at = end, end + step
+            found.append(Cut(cut, end, True))
+            stride = step
+        else:
+            stride = min(2 * stride, 8 * step)  # a body of code has none, and a look costs as much as reading 1 KB
+        start, at = end, end + stride
     return found
 
 

@@ -22,7 +22,7 @@ import msgspec
 from lmtower.config.types import Images
 from lmtower.recipes.load import ImageTokens
 from lmtower.wire.faults import Fault
-from lmtower.wire.items import Item, read
+from lmtower.wire.items import Items, Text, read, with_media
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _HEADER = 64 * 1024
@@ -95,16 +95,16 @@ def _nothing_cut(text: str) -> tuple[str, bytes]:
     return text, b""
 
 
-def find(raw: bytes, items: list[Item] | None = None, rest: Rest = _nothing_cut) -> Found | None:
+def find(raw: Text, items: Items | None = None, rest: Rest = _nothing_cut) -> Found | None:
     """All media in ``messages`` or ``input``; None when there are none. Raises Fault(400) on broken JSON.
 
     ``items``: what ``items.read`` made of the field, if the caller has it already. ``rest`` is that of its body
     if ``raw`` is abridged (``wire.abridged``).
     """
-    if raw.lstrip()[:1] != b"[":
-        return None
     items = read(raw) if items is None else items
-    holders = None if items is None else [index for index, item in enumerate(items) if item.names_media()]
+    if items is None and bytes(memoryview(raw)[:1]) != b"[":
+        return None
+    holders = None if items is None else with_media(items)
     if holders == []:
         return None
     try:
