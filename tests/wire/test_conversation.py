@@ -26,9 +26,7 @@ calls = st.lists(
     ),
     max_size=2,
 )
-opened = st.sampled_from(
-    [{"role": "user"}, {"role": "assistant"}, {"type": "message"}, {"type": "function_call_output"}]
-)
+opened = st.sampled_from([{"role": "user"}, {"role": "assistant"}, {"type": "message"}, {"type": "function_call"}])
 messages = st.builds(
     lambda first, rest: {**first, **rest},
     opened,
