@@ -105,7 +105,7 @@ class Intake:
             raws = _items.decode(abridged.short(field))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raws = []  # a text
-        new = [abridged.stamped(bytes(raw)) for raw in raws]
+        new = [abridged.stamped(raw) for raw in raws]
         conversation = Conversation(new)
         if known is not None and abridged.begins(field):
             if known.seen is not None:

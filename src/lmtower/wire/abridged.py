@@ -117,11 +117,12 @@ class Abridged:
             return text
         return self._marks.pattern.sub(lambda mark: self.body[slice(*self._of(mark)[:2])], text)
 
-    def stamped(self, short: bytes) -> tuple[bytes, int]:
+    def stamped(self, short: Text) -> tuple[bytes, int]:
         """A text with checksums in the place of its marks, and the length of the whole: enough to tell two apart."""
-        if not self._cuts or short.find(self._marks.word) < 0:
-            return short, len(short)
-        length = len(short)
+        text = bytes(short)
+        if not self._cuts or text.find(self._marks.word) < 0:
+            return text, len(text)
+        length = len(text)
 
         def stamp(mark: re.Match[bytes]) -> bytes:
             nonlocal length
@@ -129,7 +130,7 @@ class Abridged:
             length += cut.end - cut.start - len(mark[0])
             return b"%d:%08x" % (cut.end - cut.start, zlib.crc32(memoryview(self.body)[cut.start : cut.end]))
 
-        return self._marks.pattern.sub(stamp, short), length
+        return self._marks.pattern.sub(stamp, text), length
 
     def rest(self, text: str) -> tuple[str, bytes | memoryview]:
         """A decoded text that may end with a mark: what is shown of it, and what was cut off."""
