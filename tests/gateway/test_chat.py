@@ -245,17 +245,69 @@ async def test_silent_engine_gets_the_client_keepalives(tmp_path: Path) -> None:
     assert text.endswith("data: [DONE]\n\n")
 
 
+async def test_silence_is_never_longer_than_the_interval(tmp_path: Path) -> None:
+    """A comment goes out before the interval is over when the next look would come after it."""
+    with FakeEngine() as engine:
+        gate = engine.gate()
+        engine.script(gate=gate)
+        async with running(tmp_path, engine, gateway={"keepalive": 15}) as tower:
+            settings = tower.gateway.snapshot.tower.gateway
+            stream = asyncio.create_task(tower.chat(stream=True))
+            await engine.until(lambda e: e.to("/chat/completions"))
+            [relay] = tower.gateway.watch.relays
+            for seconds, sent in ((13.9, False), (14.1, True)):
+                now = relay.last_write + seconds
+                tower.gateway.watch.tick(now, settings)
+                assert (relay.last_write == now) == sent
+            gate.open()
+            assert ": keepalive" in (await stream).text
+
+
 async def test_slow_engine_is_given_up_after_the_configured_time(tmp_path: Path) -> None:
-    """No first token within gateway.first_token_timeout is an error; so is silence in the middle."""
+    """No first token within gateway.first_token_timeout is an error; so is silence in the middle. To ask again would
+    take as long, and it is no failure of the engine that others must hear of."""
     with FakeEngine() as engine:
         engine.script(text="a b c", stall_after=1)
         settings = {"first_token_timeout": 0.2, "idle_timeout": 0.2, "keepalive": 0.1}
         async with running(tmp_path, engine, gateway=settings) as tower:
             text = await tower.cut_stream()
-            whole = await tower.chat()
-            await engine.until(lambda e: len(e.disconnects) == 2, timeout=5)
-    assert events(text)[-1]["error"]["code"] == "engine_timeout"
-    assert whole.status_code in (502, 504)
+            whole = [await tower.chat()]
+            engine.script(header_delay=60)
+            whole += [await tower.chat() for _ in range(3)]
+            headless = await tower.cut_stream()
+            await engine.until(lambda e: len(e.disconnects) == 6, timeout=5)
+            circuit = tower.gateway.snapshot.engines["big"].replicas[0].circuit.state(tower.gateway.clock())
+    for stream in (text, headless):
+        assert events(stream)[-1]["error"]["code"] == "engine_timeout"
+    for answer in whole:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "engine_timeout")
+        assert answer.headers["x-should-retry"] == "false"
+    assert circuit == "closed"
+
+
+async def test_client_that_stops_reading_is_given_up_without_blaming_the_engine(tmp_path: Path) -> None:
+    """The engine waits for it, nothing gathers here, no comment is put in between; then its slot is free."""
+    token = "y" * 50_000
+    with FakeEngine() as engine:
+        engine.script(tokens=[token] * 401, stall_after=400)
+        async with running(tmp_path, engine) as tower:
+            settings, clock = tower.gateway.snapshot.tower.gateway, tower.gateway.clock
+            admission = tower.gateway.snapshot.engines["big"].admission
+            _reader, writer = await asyncio.open_connection("127.0.0.1", tower.port, limit=1024)
+            body = b'{"model":"plan","stream":true,"messages":[{"role":"user","content":"x"}]}'
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nx-api-key: {tower.key}\r\ncontent-length: {len(body)}"
+            writer.write(head.encode() + b"\r\n\r\n" + body)
+            await until(lambda: any(relay.call and relay.call.paused for relay in tower.gateway.watch.relays))
+            [client] = tower.gateway.server.connections
+            before = client.transport.get_write_buffer_size()
+            tower.gateway.watch.tick(clock() + settings.keepalive + 1, settings)
+            assert client.transport.get_write_buffer_size() == before < 1_000_000
+            tower.gateway.watch.tick(clock() + settings.idle_timeout + 1, settings)
+            await until(lambda: admission.in_flight == 0)
+            [record] = await tower.records(1)
+            await engine.until(lambda e: e.disconnects)
+            writer.close()
+    assert (record.outcome, record.status) == ("cancelled", 499)
 
 
 async def test_request_id_of_the_client_is_kept_end_to_end(tmp_path: Path) -> None:

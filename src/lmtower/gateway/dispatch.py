@@ -1,7 +1,8 @@
 """A prepared request to its engine and back: slot, replica, connection, answer.
 
-A request is sent again only while nothing of an answer has come: to another replica when one cannot be reached, or
-on a new connection when a kept one turned out to be closed.
+A request is sent again only while nothing of an answer has come: on a new connection when a kept one turned out to be
+closed, to another replica when one cannot be reached, says that it is not ready (503), or dies. After a death only
+once: what a request did to one engine it may do to the next.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from lmtower.gateway.exchange import JSON, Header
 from lmtower.gateway.flow import Flow
 from lmtower.gateway.outbox import Outbox
 from lmtower.gateway.relay import Relay, Watch
+from lmtower.gateway.routing import prefix_key
 from lmtower.gateway.upstream import Call, UpstreamLost
 from lmtower.logs import get_logger
 from lmtower.personas import Prepared
@@ -76,6 +78,7 @@ class Dispatcher:
         headers = self._headers(flow, prepared)
         key = self._affinity(flow) if len(engine.replicas) > 1 else None
         tried: frozenset[str] = frozenset()
+        died = False
         for _ in range(ATTEMPTS):
             replica = engine.choose(key, tried)
             if replica is None:
@@ -93,19 +96,34 @@ class Dispatcher:
                     await call.head()
                 if replica.circuit.failures:
                     replica.circuit.succeeded()
+                if call.status == 503 and engine.choose(key, tried | {flow.replica}) is not None:
+                    tried |= {flow.replica}
+                    replica.in_flight -= 1
+                    call.close()
+                    self.metrics.count(UPSTREAM_RETRIES, *_whose(flow), "not_ready")
+                    continue
             except UpstreamLost as lost:
                 replica.in_flight -= 1
+                if lost.late:
+                    log.warning("engine too slow", engine=engine.name, reason=str(lost), request_id=flow.request_id)
+                    raise _late(lost) from None
                 if call is not None and call.status:
                     replica.circuit.succeeded()
                     raise _died() from None
-                if not (lost.fresh and call is not None):
-                    tried |= {replica.upstream.replica}
                 self._lost(flow, engine, replica, call, lost)
+                if call is None or not lost.fresh:
+                    tried |= {replica.upstream.replica}
+                if call is not None and not lost.fresh:
+                    if died:
+                        break
+                    died = True
             except BaseException:
                 self._release(flow, call, replica)
                 raise
             else:
                 return call, replica
+        if died:
+            raise _died()
         raise Fault(502, "engine_unavailable", "The engine is not running or cannot be reached.", retry_after=5)
 
     def _headers(self, flow: Flow, prepared: Prepared | Again) -> list[Header]:
@@ -117,7 +135,7 @@ class Dispatcher:
         return headers
 
     def _lost(self, flow: Flow, engine: Engine, replica: Replica, call: Call | None, lost: UpstreamLost) -> None:
-        """A replica gave no answer. Raises Fault(502) if it may have seen the request: again could mean twice."""
+        """A replica gave no answer."""
         log.warning("engine lost", engine=engine.name, replica=replica.upstream.replica, reason=str(lost))
         self.metrics.count(UPSTREAM_RETRIES, *_whose(flow), "connection" if lost.fresh else "unreachable")
         if lost.fresh and call is not None:
@@ -125,8 +143,6 @@ class Dispatcher:
             return
         replica.circuit.failed(self.clock())
         engine.resize()
-        if call is not None:
-            raise _died()
 
     async def _fetch(self, flow: Flow, prepared: Prepared | Again) -> bytes:
         """Send a request whose answer comes as a whole; see ``_body``."""
@@ -199,8 +215,8 @@ class Dispatcher:
     async def _not_a_stream(self, flow: Flow, call: Call) -> Fault:
         try:
             return self._refusal(flow, call.status, await call.body())
-        except UpstreamLost:
-            return _died()
+        except UpstreamLost as lost:
+            return _late(lost) if lost.late else _died()
 
     async def _finish_again(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:
         """The end of a stream that a second request makes possible; keep-alives go on meanwhile."""
@@ -262,18 +278,21 @@ class Dispatcher:
             flow.engine.learn(flow.prompt_bytes, usage.input_tokens)
 
     def _affinity(self, flow: Flow) -> bytes:
-        """What requests with the same prefix have in common: their session, else persona and the prompt's start."""
+        """What requests with the same prefix have in common: their session, else how their conversation begins."""
         if flow.session:
             return flow.session.encode()
         if flow.end_user:
             return flow.end_user.encode()
-        body = flow.exchange.request.body
-        at = max(body.find(b'"messages"'), body.find(b'"prompt"'), body.find(b'"input"'), 0)
-        return flow.asked.encode() + body[at : at + 256]
+        return prefix_key(flow.protocol, flow.asked, flow.exchange.request.body)
 
 
 def _died() -> Fault:
     return Fault(502, "engine_unavailable", "The engine died while it worked on this request.")
+
+
+def _late(lost: UpstreamLost) -> Fault:
+    """The engine was given up. What took longer than the tower waits will again, and the engine worked in vain."""
+    return Fault(504, "engine_timeout", str(lost), should_retry=False)
 
 
 def _whose(flow: Flow) -> tuple[str, str, str]:

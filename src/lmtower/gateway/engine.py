@@ -26,7 +26,8 @@ CHECK_TIMEOUT = 5.0
 
 
 class Circuit:
-    """Keeps requests off a replica that fails: open after three failures in a row, then one probe at a time."""
+    """Keeps requests off a replica that fails: open after three failures in a row; then whoever comes next decides,
+    or the next health check."""
 
     def __init__(self) -> None:
         self.failures = 0

@@ -86,16 +86,21 @@ class Watch:
         self._engines = engines
 
     async def run(self, config: Callable[[], GatewayConfig]) -> None:
-        """Tick until cancelled, at least four times per keep-alive interval."""
+        """Tick until cancelled."""
         while True:
             settings = config()
-            await asyncio.sleep(max(0.01, min(1.0, settings.keepalive / 4)))
+            await asyncio.sleep(_pause(settings))
             self.tick(self._clock(), settings)
 
     def tick(self, now: float, settings: GatewayConfig) -> None:
         """Send the keep-alives that are due, end what waited too long."""
+        silence = settings.keepalive - _pause(settings)  # the next look would be too late
         for relay in list(self.relays):
             call = relay.call
+            if call is not None and call.paused:
+                if now - call.last_read > settings.idle_timeout:
+                    relay.exchange.cancel()  # it left without saying so
+                continue
             if call is not None:
                 first = relay.flow.first_at
                 limit = settings.idle_timeout if first else settings.first_token_timeout
@@ -103,12 +108,17 @@ class Watch:
                     relay.fault = _too_slow(limit, first > 0)
                     call.fail("timeout")
                     continue
-            if now - relay.last_write >= settings.keepalive:
+            if now - relay.last_write >= silence:
                 relay.keep_alive(now)
         for engine in self._engines():
             for call in engine.calls():
                 if not call.relayed and now - call.last_read > settings.first_token_timeout:
-                    call.fail("the engine gave no answer in time")
+                    call.fail(f"The engine gave no answer for {settings.first_token_timeout:g} s.", late=True)
+
+
+def _pause(settings: GatewayConfig) -> float:
+    """Seconds between two looks: at least four per keep-alive interval."""
+    return max(0.01, min(1.0, settings.keepalive / 4))
 
 
 def _too_slow(seconds: float, started: bool) -> Fault:

@@ -7,8 +7,16 @@ for few keys when a replica comes or goes, and needs no memory at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
+
+PREFIX_BYTES = 256
+_USER = re.compile(rb'"role"\s*:\s*"user"\s*,')
+_FIELDS: Mapping[str, bytes] = MappingProxyType(
+    {"chat": b'"messages"', "messages": b'"messages"', "count_tokens": b'"messages"', "responses": b'"input"'}
+)
 
 
 class Candidate(NamedTuple):
@@ -24,7 +32,26 @@ class Candidate(NamedTuple):
 
 def weight(key: bytes, name: str) -> int:
     """Rank of a replica for a key; higher is better."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), key=key[:64], digest_size=8).digest())
+    if len(key) > 64:  # the most that blake2b takes
+        key = hashlib.blake2b(key).digest()
+    return int.from_bytes(hashlib.blake2b(name.encode(), key=key, digest_size=8).digest())
+
+
+def prefix_key(protocol: str, persona: str, body: bytes) -> bytes:
+    """What the requests of one conversation have in common when nothing names it: how its first user message begins.
+
+    System prompts say nothing here: thousands of conversations of one program share theirs, and each replica has it
+    in its cache after one of them. The piece ends with the message, for what follows is another in every turn.
+    """
+    at = max(body.find(_FIELDS.get(protocol, b'"prompt"')), 0)
+    user = _USER.search(body, at)
+    if user is not None:
+        at = user.end()
+    end = at + PREFIX_BYTES
+    if user is not None:
+        closed = body.find(b'"}', at, end)
+        end = closed if closed >= 0 else end
+    return persona.encode() + b"\0" + body[at:end]
 
 
 def choose(candidates: Sequence[Candidate], key: bytes | None, tried: frozenset[str] = frozenset()) -> int | None:

@@ -36,11 +36,13 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USE
 
 
 class UpstreamLost(EngineError):
-    """The engine cannot be reached or went away. ``fresh`` is True when it cannot have seen the request."""
+    """The engine cannot be reached or went away. ``fresh`` is True when it cannot have seen the request, ``late`` when
+    it was given up because it took too long."""
 
-    def __init__(self, message: str, *, fresh: bool) -> None:
+    def __init__(self, message: str, *, fresh: bool, late: bool = False) -> None:
         super().__init__(message)
         self.fresh = fresh
+        self.late = late
 
 
 class Call(Signal):
@@ -55,6 +57,7 @@ class Call(Signal):
         "complete",
         "error",
         "last_read",
+        "paused",
         "status",
     )
 
@@ -65,6 +68,8 @@ class Call(Signal):
         self.error: UpstreamLost | None = None
         self.last_read = now
         """When something was last read; at first, when the request was sent."""
+        self.paused = False
+        """Whether the engine waits for a client that does not read."""
         self._connection: Connection | None = connection
         self._headers: dict[bytes, bytes] | bytes = b""
         self._chunks: list[bytes] = []
@@ -127,11 +132,13 @@ class Call(Signal):
 
     def pause(self) -> None:
         """Stop reading from the engine."""
+        self.paused = True
         if self._connection is not None:
             self._connection.transport.pause_reading()
 
     def resume(self) -> None:
         """Go on reading from the engine."""
+        self.paused = False
         if self._connection is not None:
             self._connection.transport.resume_reading()
 
@@ -173,13 +180,13 @@ class Call(Signal):
         self.error = error
         self.wake()
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, *, late: bool = False) -> None:
         """End the call with an error of our own (a timeout)."""
         connection = self._connection
         if connection is not None:
             connection.call = None
             connection.transport.abort()
-            self.ended(UpstreamLost(message, fresh=False))
+            self.ended(UpstreamLost(message, fresh=False, late=late))
 
 
 class Connection(asyncio.Protocol):

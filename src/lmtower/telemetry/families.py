@@ -111,7 +111,7 @@ CACHE_BUSTERS = Family(
     ("persona", "span"),
 )
 AUTH_REASONS = ("missing_key", "unknown_key")
-RETRY_REASONS = ("connection", "unreachable")
+RETRY_REASONS = ("connection", "unreachable", "not_ready")
 RELOAD_RESULTS = ("ok", "failed")
 EVENTS = (
     UPSTREAM_CANCELLED,

@@ -85,7 +85,7 @@ ALERTS = (
         "critical",
         "Engine {{ $labels.engine }} ({{ $labels.replica }}) does not answer its health check.",
         "Look: lmtower status, lmtower logs {{ $labels.engine }}. Do: lmtower restart {{ $labels.engine }}; "
-        "other engines are not touched. Clients get a clean 503 meanwhile.",
+        "other engines are not touched. Clients get a clean 502 meanwhile.",
     ),
     Alert(
         "EngineCircuitOpen",

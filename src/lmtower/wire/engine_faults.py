@@ -71,11 +71,11 @@ def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Faul
     if any(_quotes(message, secret) for secret in secrets):
         message = "The engine refused the request."
     if number in (401, 403):
-        return Fault(502, "engine_refused", "The engine did not accept the tower's key. Tell the tower's owner.")
+        message = "The engine did not accept the tower's key. Tell the tower's owner."
+        return Fault(502, "engine_refused", message, should_retry=False)
     if number == 404:
-        return Fault(
-            502, "engine_refused", "The engine does not serve this route or model. Tell the owner of this tower."
-        )
+        message = "The engine does not serve this route or model. Tell the owner of this tower."
+        return Fault(502, "engine_refused", message, should_retry=False)
     if unreadable_call(body):
         return Fault(502, "invalid_tool_call", "The model did not produce a valid tool call.")
     if number in (429, 503):
