@@ -20,8 +20,9 @@ of this tree but ``lmtower.wire.errors.Fault`` values, rendered in the client's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class TowerError(Exception):
@@ -55,10 +56,12 @@ class Problem:
 
 
 class ConfigError(Refused):
-    """The tower file cannot be used. ``problems`` holds all of them, in the order of the file."""
+    """The tower file cannot be used. ``problems`` holds all of them, in the order of the file; ``watched`` the files
+    of which one must change before it can (see ``config.Loaded``)."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], watched: Mapping[Path, tuple[int, ...]] | None = None) -> None:
         self.problems = tuple(problems)
+        self.watched = watched or {}
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

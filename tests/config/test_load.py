@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lmtower.config import Loaded, load
+from lmtower.config import Loaded, load, stamp
+from lmtower.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = """\
@@ -86,7 +88,7 @@ def test_references_are_resolved_and_watched(tmp_path: Path) -> None:
     key = found.tower.engines["one"].api_key
     assert key is not None
     assert (found.tower.personas["p"].system, key.get_secret_value()) == ("Be brief.", "secret")
-    assert found.watched_files == (tmp_path / "tower.yaml", tmp_path / "prompts/p.md")
+    assert list(found.watched_files) == [tmp_path / "tower.yaml", tmp_path / "prompts/p.md"]
 
 
 def test_texts_for_models_are_not_references(tmp_path: Path) -> None:
@@ -194,3 +196,40 @@ def test_loading_imports_nothing_heavy() -> None:
         "print([module for module in heavy if module in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_certificate_lies_beside_the_tower_file_and_is_watched(tmp_path: Path) -> None:
+    """Its path is relative to the tower file like every other, with and without ``file:``; it may be missing here."""
+    found = loaded(tmp_path, MINIMAL + "gateway: {tls: {cert: tls/c.pem, key: 'file:tls/k.pem'}}\n")
+    assert found.tower.gateway.tls is not None
+    assert found.tower.gateway.tls.cert == str(tmp_path / "tls/c.pem")
+    assert found.tower.gateway.tls.key == str(tmp_path / "tls/k.pem")
+    assert found.watched_files[tmp_path / "tls/k.pem"] == ()
+
+
+def test_wrong_file_tells_what_to_watch(tmp_path: Path) -> None:
+    """A prompt that is missing now may come: the error knows the files of which one must change."""
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, MINIMAL.replace("engine: one", "engine: one, system: file:p.md"))
+    assert list(caught.value.watched) == [tmp_path / "tower.yaml", tmp_path / "p.md"]
+
+
+def test_stamp_changes_with_whatever_changes_the_file(tmp_path: Path) -> None:
+    """Written, replaced by one of the same time and size, swapped behind a link as Kubernetes does, gone."""
+    first, second, link = tmp_path / "first", tmp_path / "second", tmp_path / "link"
+    for path in (first, second):
+        path.write_text("12")
+        os.utime(path, ns=(1, 1))
+    link.symlink_to(first)
+    seen = [stamp(link)]
+    link.unlink()
+    link.symlink_to(second)
+    seen.append(stamp(link))
+    second.replace(first)
+    seen.append(stamp(link))
+    link.unlink()
+    link.symlink_to(first)
+    first.write_text("123")
+    seen.append(stamp(link))
+    assert len(set(seen)) == 4
+    assert seen[2] == stamp(tmp_path / "nothing") == ()

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from lmtower.config import load
-from lmtower.errors import ConfigError
-from lmtower.gateway import Configuration
+from lmtower.config.types import Tls
+from lmtower.errors import ConfigError, NodeError
+from lmtower.gateway import Configuration, app
+from lmtower.gateway.certificate import context_of
 from tests.fakes.engine import FakeEngine
 from tests.gateway.support import Running, running, until, upstream
 
@@ -40,7 +47,7 @@ personas:
 def configuration(path: Path, engine: FakeEngine, *, watched: bool = False) -> Configuration:
     """The file as the CLI hands it over; ``watched``: the gateway may also notice changes by itself."""
     loaded = load(path)
-    return Configuration(loaded.tower, [upstream(engine, slots=400)], loaded.watched_files if watched else ())
+    return Configuration(loaded.tower, [upstream(engine, slots=400)], loaded.watched_files if watched else {})
 
 
 async def many(tower: Running, count: int) -> list[int]:
@@ -84,7 +91,7 @@ async def test_hundred_reloads_under_load_drop_and_mix_nothing(tmp_path: Path) -
             load_tasks = [asyncio.create_task(many(tower, REQUESTS // CONNECTIONS)) for _ in range(CONNECTIONS)]
             for mark in range(2, RELOADS + 2):
                 tower_file(tmp_path, engine, mark)
-                assert (await tower.operator.post("/admin/reload")).json() == {"version": mark}
+                assert (await tower.operator.post("/admin/reload")).json()["version"] == mark
             statuses = [status for task in load_tasks for status in await task]
             gate.open()
             answers = [await task for task in streams]
@@ -124,23 +131,149 @@ async def test_bad_file_keeps_the_old_snapshot_and_says_why(tmp_path: Path) -> N
     assert engine.requests[-1].json["messages"][0]["content"] == "mark 1"
 
 
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway looks at its files all the time instead of once a second."""
+    monkeypatch.setattr(app, "WATCH_SECONDS", 0.01)
+
+
+@asynccontextmanager
+async def watching(tmp_path: Path, engine: FakeEngine, path: Path) -> AsyncIterator[Running]:
+    """A gateway that watches its files."""
+    tower = load(path).tower
+    parts: dict[str, Any] = {"tower": tower, "configure": lambda: configuration(path, engine, watched=True)}
+    async with running(tmp_path, engine, upstreams=[upstream(engine, slots=400)], **parts) as found:
+        found.gateway.reload()  # learns which files to watch
+        yield found
+
+
+async def prompt(tower: Running) -> str:
+    """The system prompt that the engine is sent now."""
+    await tower.chat()
+    return str(tower.engine.to("/chat/completions")[-1].json["messages"][0]["content"])
+
+
+@pytest.mark.usefixtures("looks_often")
 async def test_changed_file_is_noticed_without_being_asked(tmp_path: Path) -> None:
     """Saving the tower file is enough."""
     with FakeEngine("served") as engine:
-        path = tower_file(tmp_path, engine, 1)
-        start = configuration(path, engine, watched=True)
-        async with running(
-            tmp_path,
-            engine,
-            tower=start.tower,
-            upstreams=list(start.upstreams),
-            configure=lambda: configuration(path, engine, watched=True),
-        ) as tower:
-            tower.gateway.reload()  # learns which files to watch
+        async with watching(tmp_path, engine, tower_file(tmp_path, engine, 1)) as tower:
             tower_file(tmp_path, engine, 7)
             await until(lambda: tower.gateway.snapshot.version == 3)
-            await tower.chat()
-    assert engine.requests[-1].json["messages"][0]["content"] == "mark 7"
+            assert await prompt(tower) == "mark 7"
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_file_that_was_missing_is_noticed_when_it_comes(tmp_path: Path) -> None:
+    """The tower file already names a prompt that is written only then: nobody has to touch the tower file again."""
+    with FakeEngine("served") as engine:
+        path = tower_file(tmp_path, engine, 1)
+        async with watching(tmp_path, engine, path) as tower:
+            path.write_text(path.read_text().replace('"mark 1"', "file:later.md"))
+            await until(lambda: tower.gateway.reload_error)
+            (tmp_path / "later.md").write_text("later")
+            await until(lambda: tower.gateway.reload_error is None)
+            assert await prompt(tower) == "later"
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_change_while_the_file_is_read_is_not_lost(tmp_path: Path) -> None:
+    """What was loaded is older than what is on disk when the gateway begins to look: it is loaded again."""
+    with FakeEngine("served") as engine:
+        path = tower_file(tmp_path, engine, 1)
+
+        def slowly() -> Configuration:
+            found = configuration(path, engine, watched=True)
+            if found.tower.personas["plan"].system == "mark 1":
+                tower_file(tmp_path, engine, 2)
+            return found
+
+        start: dict[str, Any] = {"tower": load(path).tower, "upstreams": [upstream(engine, slots=400)]}
+        async with running(tmp_path, engine, configure=slowly, **start) as tower:
+            tower.gateway.reload()
+            await until(lambda: tower.gateway.snapshot.version == 3)
+            assert await prompt(tower) == "mark 2"
+
+
+async def test_keys_that_need_a_restart_are_named(tmp_path: Path) -> None:
+    """The address to listen on stays as it was: the reload, the status and the log say so."""
+    with FakeEngine("served") as engine:
+        path = tower_file(tmp_path, engine, 1)
+        async with watching(tmp_path, engine, path) as tower:
+            before = (await tower.operator.get("/admin/status")).json()
+            path.write_text(path.read_text().replace('listen: "127.0.0.1:0"', 'listen: "127.0.0.1:9"'))
+            answer = (await tower.operator.post("/admin/reload")).json()
+            after = (await tower.operator.get("/admin/status")).json()
+    assert before["snapshot"]["restart"] == []
+    assert answer["restart"] == after["snapshot"]["restart"] == ["gateway.listen"]
+    assert after["gateway"]["listen"] == "127.0.0.1:0"
+
+
+def make_certificate(folder: Path, name: str) -> None:
+    """``c.pem`` and ``k.pem`` in the folder."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "10", "-subj", f"/CN={name}"]
+    subprocess.run([*command, "-out", folder / "c.pem", "-keyout", folder / "k.pem"], capture_output=True, check=True)
+
+
+async def shown(port: int) -> tuple[str, str | None]:
+    """Name on the certificate that a client sees, and the protocol that was agreed on."""
+    context = ssl.create_default_context(cadata=None)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    found = writer.get_extra_info("ssl_object")
+    der, protocol = found.getpeercert(binary_form=True), found.selected_alpn_protocol()
+    writer.close()
+    return re.findall(rb"tower-(?:old|new)", der)[-1].decode(), protocol
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_renewed_certificate_is_shown_to_the_next_client(tmp_path: Path) -> None:
+    """Saving the files is enough; a key of another certificate changes nothing and is told."""
+    make_certificate(tmp_path, "tower-old")
+    with FakeEngine("served") as engine:
+        path = tower_file(tmp_path, engine, 1)
+        path.write_text(path.read_text().replace("gateway: {", "gateway: {tls: {cert: c.pem, key: k.pem}, "))
+        async with watching(tmp_path, engine, path) as tower:
+            assert await shown(tower.port) == ("tower-old", "http/1.1")
+            other = tmp_path / "other"
+            other.mkdir()
+            make_certificate(other, "tower-new")
+            (other / "c.pem").replace(tmp_path / "c.pem")
+            await until(lambda: tower.gateway.reload_error)
+            assert "does not belong to the certificate" in str(tower.gateway.reload_error)
+            assert await shown(tower.port) == ("tower-old", "http/1.1")
+            (other / "k.pem").replace(tmp_path / "k.pem")
+            await until(lambda: tower.gateway.reload_error is None)
+            assert await shown(tower.port) == ("tower-new", "http/1.1")
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "words"),
+    [
+        ("none.pem", "k.pem", r"tls.cert: cannot read .*none.pem: no such file"),
+        ("c.pem", "none.pem", r"tls.key: cannot read .*none.pem: no such file"),
+        ("k.pem", "c.pem", r"k.pem and .*c.pem must be a certificate chain and its key in PEM"),
+        ("c.pem", "locked.pem", r"not encrypted"),
+    ],
+)
+def test_wrong_certificate_is_told_with_its_file(tmp_path: Path, cert: str, key: str, words: str) -> None:
+    """Which file, and what is wrong with it; an encrypted key does not ask a terminal that nobody looks at."""
+    make_certificate(tmp_path, "tower-x")
+    lock = [
+        "openssl",
+        "rsa",
+        "-aes128",
+        "-passout",
+        "pass:1234",
+        "-in",
+        tmp_path / "k.pem",
+        "-out",
+        tmp_path / "locked.pem",
+    ]
+    subprocess.run(lock, capture_output=True, check=True)
+    with pytest.raises(NodeError, match=words):
+        context_of(Tls(cert=str(tmp_path / cert), key=str(tmp_path / key)))
 
 
 async def test_engine_that_did_not_change_keeps_its_connections(tmp_path: Path) -> None:

@@ -19,3 +19,5 @@ def reload(ctx: typer.Context) -> None:
         print_json(answer)
     else:
         print(f"reloaded: snapshot {answer.get('version', '?')} serves now.")
+        if answer.get("restart"):
+            print(f"changed, but only a restart of the tower makes it so: {', '.join(answer['restart'])}")

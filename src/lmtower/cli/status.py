@@ -70,6 +70,8 @@ def _snapshot(answer: Mapping[str, Any]) -> str:
         text += (
             f"\nthe tower file has changed since, but cannot be used; the last good one serves:\n{snapshot['error']}"
         )
+    if snapshot.get("restart"):
+        text += f"\nchanged, but only a restart of the tower makes it so: {', '.join(snapshot['restart'])}"
     return text
 
 

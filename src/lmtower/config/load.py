@@ -16,17 +16,19 @@ from lmtower.config.references import resolve
 from lmtower.config.source import Path, Place, Source, read
 from lmtower.config.translate import translate
 from lmtower.config.types import Tower
+from lmtower.config.watched import Stamp, stamp
 from lmtower.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A tower file that can be used. ``watched_files`` are all files whose change calls for a reload."""
+    """A tower file that can be used. ``watched_files`` are all files whose change calls for a reload, as they were
+    before they were read."""
 
     tower: Tower
     path: FilePath
     warnings: tuple[Problem, ...]
-    watched_files: tuple[FilePath, ...]
+    watched_files: Mapping[FilePath, Stamp]
     _places: Mapping[Path, Place]
 
     def problem(self, path: Path, message: str) -> Problem:
@@ -42,17 +44,18 @@ def load(
     Raises ConfigError with every problem, in the order of the file.
     """
     path = FilePath(path)
+    watched = {path: stamp(path)}
     source = read(_text(path), _shown(path))
     if source.problems and not source.data:
-        raise ConfigError(source.problems)
+        raise ConfigError(source.problems, watched)
     for key, value in (overrides or {}).items():
         _override(source, key, value)
-    files = resolve(source, path.parent, os.environ if environ is None else environ)
+    watched |= resolve(source, path.parent, os.environ if environ is None else environ)
     tower = _tower(source)
     problems = [*source.problems, *check(source, _recipe_names)]
     if problems or tower is None:
-        raise ConfigError(_sorted(problems))
-    return Loaded(tower, path, tuple(_sorted(warnings(source))), (path, *files), source.places)
+        raise ConfigError(_sorted(problems), watched)
+    return Loaded(tower, path, tuple(_sorted(warnings(source))), watched, source.places)
 
 
 def _text(path: FilePath) -> str:

@@ -1,8 +1,8 @@
 """``env:NAME`` and ``file:PATH`` become what they stand for; secrets that are written inline are refused.
 
 A reference may stand wherever the tower file takes text, except in texts that are sent to models as they
-are. Paths are relative to the tower file. The end of a file is trimmed, so that the newline that editors
-add never changes a prompt's bytes or spoils a key.
+are. Paths are relative to the tower file; so are those of files that are used where they lie. The end of a file
+that is read is trimmed, so that the newline that editors add never changes a prompt's bytes or spoils a key.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from lmtower.config.source import Path, Source
+from lmtower.config.watched import Stamp, stamp
 
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)$")
 _FILE = re.compile(r"file:\s*(\S.*)$")
 _VERBATIM = {"prefix", "stop", "description"}
+_PATHS: tuple[Path, ...] = (("gateway", "tls", "cert"), ("gateway", "tls", "key"))
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@:\s]*:[^/@\s]+@", re.IGNORECASE)
 _MAX_FILE_BYTES = 4 * 1024**2
 
 
-def resolve(source: Source, folder: FilePath, environ: Mapping[str, str]) -> tuple[FilePath, ...]:
-    """Replace references in ``source.data`` in place and return the files that were read. Problems go to ``source``."""
+def resolve(source: Source, folder: FilePath, environ: Mapping[str, str]) -> dict[FilePath, Stamp]:
+    """Replace references in ``source.data`` in place and return the files that they name. Problems go to ``source``."""
     resolver = _Resolver(source, folder, environ)
     resolver.walk(source.data, ())
-    return tuple(resolver.files)
+    return resolver.files
 
 
 class _Resolver:
     def __init__(self, source: Source, folder: FilePath, environ: Mapping[str, str]) -> None:
         self.source, self.folder, self.environ = source, folder, environ
-        self.files: list[FilePath] = []
+        self.files: dict[FilePath, Stamp] = {}
 
     def walk(self, value: Any, path: Path) -> None:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
@@ -40,8 +42,15 @@ class _Resolver:
             here = (*path, key)
             if isinstance(item, dict | list):
                 self.walk(item, here)
+            elif isinstance(item, str) and here in _PATHS:
+                value[key] = self._path(item)
             elif isinstance(item, str) and not _VERBATIM.intersection(here):
                 value[key] = self._text(item, here)
+
+    def _path(self, text: str) -> str:
+        file = self.folder / FilePath(text.removeprefix("file:").strip()).expanduser()
+        self.files[file] = stamp(file)
+        return str(file)
 
     def _text(self, text: str, path: Path) -> str | None:
         if match := _ENV.match(text):
@@ -62,7 +71,7 @@ class _Resolver:
 
     def _from_file(self, name: str, path: Path) -> str | None:
         file = self.folder / FilePath(name).expanduser()
-        self.files.append(file)
+        self.files[file] = stamp(file)
         try:
             if file.stat().st_size > _MAX_FILE_BYTES:
                 return self._refuse(path, f"{file} is larger than {_MAX_FILE_BYTES // 1024**2} MiB.")

@@ -29,8 +29,8 @@ class Section(BaseModel):
 
 
 class Tls(Section):
-    cert: str = Field(description="Path of the PEM certificate chain.")
-    key: str = Field(description="Path of the PEM private key.")
+    cert: str = Field(description="PEM file of the certificate chain. A renewed one is shown at once.")
+    key: str = Field(description="PEM file of the private key, not encrypted.")
 
 
 class Gateway(Section):

@@ -147,7 +147,7 @@ class Admin:
 
     async def _reload(self, request: Request) -> Any:
         self._gateway.reload()
-        return {"version": self._gateway.snapshot.version}
+        return {"version": self._gateway.snapshot.version, "restart": self._gateway.restart}
 
     async def _keys(self, request: Request) -> Any:
         now = time.time()

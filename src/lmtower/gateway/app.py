@@ -11,16 +11,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
 
-from lmtower.config.types import Tower
-from lmtower.errors import NodeError, TowerError
-from lmtower.gateway import routes, snapshot
+from lmtower.config import Stamp, Tower, stamp
+from lmtower.errors import ConfigError, NodeError, TowerError
+from lmtower.gateway import certificate, routes, snapshot
 from lmtower.gateway.admin import Admin, EngineControl
 from lmtower.gateway.dispatch import Dispatcher
 from lmtower.gateway.engine import Engine
+from lmtower.gateway.fixed import needs_restart
 from lmtower.gateway.handler import Handler
 from lmtower.gateway.knowledge import Knowledge
 from lmtower.gateway.outbox import Outbox
@@ -47,8 +49,8 @@ class Configuration(NamedTuple):
 
     tower: Tower
     upstreams: Sequence[Upstream]
-    files: Sequence[Path] = ()
-    """Files whose change means a reload."""
+    files: Mapping[Path, Stamp] = MappingProxyType({})
+    """Files whose change means a reload, as they were when they were read."""
 
 
 class Gateway:
@@ -79,7 +81,9 @@ class Gateway:
         self.draining = False
         self._absent = _nothing_is_known if control is None else control.absent
         self._configure = configure
-        self._files: dict[Path, float] = {}
+        self._files: dict[Path, Stamp] = {}
+        self.started = configuration.tower
+        self._tls: ssl.SSLContext | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._retiring: set[Engine] = set()
         """Engines that no snapshot names any more, with requests still running."""
@@ -110,7 +114,9 @@ class Gateway:
         await self.ledger.start()
         for engine in self.snapshot.engines.values():
             engine.start()
-        listen = await _listen(self.server, settings.listen, "gateway.listen", _tls(self.snapshot.tower))
+        if settings.tls is not None:
+            self._tls = certificate.context_of(settings.tls)
+        listen = await _listen(self.server, settings.listen, "gateway.listen", self._tls)
         admin = await _listen(self.admin_server, settings.admin, "gateway.admin", None)
         self.lag.start()
         self._tasks = [
@@ -147,11 +153,17 @@ class Gateway:
         """Read the tower file again and swap the snapshot. A bad file keeps the old one; raises its TowerError."""
         if self._configure is None:
             return
+        files = {path: stamp(path) for path in self._files}
         try:
             configuration = self._configure()
+            files |= configuration.files
             old = self.snapshot
+            tls = configuration.tower.gateway.tls
+            if self._tls is not None and tls is not None:
+                certificate.renew(self._tls, tls)
             self.snapshot = self.handler.snapshot = self._build(old.version + 1, configuration, old.engines)
         except TowerError as exc:
+            self._files = files | dict(exc.watched if isinstance(exc, ConfigError) else {})
             self.reload_error = str(exc)
             self.metrics.count(RELOADS, "failed")
             log.error("reload failed, the old configuration still serves", reason=str(exc))
@@ -167,6 +179,13 @@ class Gateway:
             if self.snapshot.engines.get(name) is not engine:
                 self._tasks.append(asyncio.create_task(self._retire(engine)))
         log.info("reloaded", version=self.snapshot.version)
+        if self.restart:
+            log.warning("changed, but needs a restart", keys=self.restart)
+
+    @property
+    def restart(self) -> tuple[str, ...]:
+        """Keys of the tower file that take effect only at the next start."""
+        return needs_restart(self.started, self.snapshot.tower)
 
     def _build(self, version: int, configuration: Configuration, old: Mapping[str, Engine]) -> Snapshot:
         engines: dict[str, Engine] = {}
@@ -177,7 +196,7 @@ class Gateway:
                 engines[name] = kept
             elif upstreams:
                 engines[name] = Engine(upstreams, self.clock, self._absent)
-        self._files = {path: _changed_at(path) for path in configuration.files}
+        self._files = dict(configuration.files)
         tower = configuration.tower
         self.ledger.configure(tower.limits, {name: p.limits for name, p in tower.personas.items()})
         built = snapshot.build(version, configuration.tower, configuration.upstreams, engines, int(time.time()))
@@ -197,8 +216,7 @@ class Gateway:
     async def _watch_files(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if any(_changed_at(path) != seen for path, seen in self._files.items()):
-                self._files = {path: _changed_at(path) for path in self._files}
+            if any(stamp(path) != seen for path, seen in self._files.items()):
                 try:
                     self.reload()
                 except TowerError:
@@ -262,24 +280,6 @@ async def _listen(server: Server, address: str, key: str, tls: ssl.SSLContext | 
         return await server.listen(host.strip("[]") or "0.0.0.0", int(port), tls)
     except OSError as exc:
         raise NodeError(f"{key}: cannot listen on {address}: {exc.strerror or exc}. Is another tower running?") from exc
-
-
-def _tls(tower: Tower) -> ssl.SSLContext | None:
-    if tower.gateway.tls is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(tower.gateway.tls.cert, tower.gateway.tls.key)
-    except (OSError, ssl.SSLError) as exc:
-        raise NodeError(f"gateway.tls: the certificate or key cannot be used: {exc}") from exc
-    return context
-
-
-def _changed_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0.0
 
 
 def _nothing_is_known(url: str) -> bool:

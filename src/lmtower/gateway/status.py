@@ -102,9 +102,14 @@ def status(gateway: Gateway) -> dict[str, Any]:
             {"name": p.name, "engine": p.engine, "lane": p.lane, "description": p.description, **persona(p.name)}
             for p in current.personas.values()
         ],
-        "snapshot": {"version": current.version, "loaded_at": gateway.loaded_at, "error": gateway.reload_error},
+        "snapshot": {
+            "version": current.version,
+            "loaded_at": gateway.loaded_at,
+            "error": gateway.reload_error,
+            "restart": gateway.restart,
+        },
         "gateway": {
-            "listen": current.tower.gateway.listen,
+            "listen": gateway.started.gateway.listen,
             "open_streams": len(gateway.watch.relays),
             "connections": len(gateway.server.connections),
             "journal_pending_records": gateway.ledger.lag_records,
