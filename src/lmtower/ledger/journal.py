@@ -31,7 +31,7 @@ MAX_WAITING = 100_000
 MAX_LINES = 1000
 """Lines of one write."""
 
-_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(UsageRecord).decode
 _decode_lines = msgspec.json.Decoder(UsageRecord).decode_lines
 
@@ -50,7 +50,7 @@ class Journal:
         self._descriptor = -1
         self._size = 0
         self._torn = False
-        self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[UsageRecord] = deque(maxlen=MAX_WAITING)
 
     @property
     def waiting(self) -> int:
@@ -66,7 +66,7 @@ class Journal:
         """Let a record wait for ``flush``."""
         if len(self._waiting) == MAX_WAITING:
             self.dropped += 1
-        self._waiting.append(_encode(record) + b"\n")
+        self._waiting.append(record)
 
     def flush(self) -> bool:
         """Write what waits in memory. Returns whether nothing waits any more."""
@@ -76,10 +76,10 @@ class Journal:
         return True
 
     def _write(self) -> bool:
-        """Write some of the lines that wait, at once. False when the disk took less than that."""
+        """Write some of the records that wait, at once. False when the disk took less than that."""
         waiting = self._waiting
-        lines = list(islice(waiting, MAX_LINES))
-        data = b"".join(lines)
+        records = list(islice(waiting, MAX_LINES))
+        data = _encode_lines(records)
         try:
             if self._descriptor < 0 or self._size >= self._segment_bytes:
                 self._next_segment()
@@ -90,17 +90,14 @@ class Journal:
             self.last_error = exc
             return False
         self._size += count
+        written = data[: max(0, count - len(mend))]
         whole = count == len(mend) + len(data)
-        left = count - len(mend)
-        self._torn = left < 0
-        for line in lines:
-            if left <= 0:
-                break
-            if left >= len(line) - 1:  # all of it; a line break that is missing comes with the next write
-                waiting.popleft()
-                self.written += 1
-            self._torn = left < len(line)
-            left -= len(line)
+        # all of a line; a line break that is missing comes with the next write
+        lines = len(records) if whole else written.count(b"\n") + data.startswith(b"\n", len(written))
+        for _ in range(lines):
+            waiting.popleft()
+        self.written += lines
+        self._torn = count < len(mend) or (bool(written) and not written.endswith(b"\n"))
         if not whole:
             self.errors += 1
             self.last_error = OSError(f"wrote {count} of {len(mend) + len(data)} bytes")

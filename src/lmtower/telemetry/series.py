@@ -183,7 +183,7 @@ class Series:
             self.cost += record.cost
 
         seconds = record.queue_seconds
-        index = bisect_left(QUEUE_BUCKETS, seconds)
+        index = bisect_left(QUEUE_BUCKETS, seconds) if seconds else 0
         self.queue[index] += 1
         self.queue_sum += seconds
         self.queue_last[index] = record
