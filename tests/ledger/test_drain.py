@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,3 +165,19 @@ def test_number_that_no_request_can_have_stops_nothing(database: Database, folde
     written.close()
     assert drain.drain(database, folder) == Drained(rows=2, torn=1)
     assert _ids(database) == ["req_0", "req_2"]
+
+
+def test_file_that_cannot_be_opened_is_a_ledger_error(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has too many files open drains later; its background goes on."""
+    _write(folder, 3)
+
+    def refuse(_: Path) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "is_complete", refuse)
+        with pytest.raises(LedgerError, match=r"journal'.*Too many open files"):
+            drain.drain(database, folder)
+    assert drain.drain(database, folder).rows == 3

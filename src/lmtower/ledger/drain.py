@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from lmtower.errors import LedgerError
 from lmtower.ledger import journal
 from lmtower.ledger.database import Database, Execute
 from lmtower.ledger.record import UsageRecord
@@ -48,6 +49,8 @@ def drain(database: Database, folder: Path, stop: Callable[[], bool] = lambda: F
                 _forget(database, segment)
         except FileNotFoundError:
             continue  # another process drained it to its end and deleted it
+        except OSError as exc:
+            raise LedgerError(f"cannot drain the journal {str(folder)!r}: {exc.strerror}") from exc
     return done
 
 

@@ -1,9 +1,9 @@
 """The ledger as the rest of lmtower sees it: find a client, record a request, keep limits, report usage.
 
 ``find``, ``record`` and ``limits`` are for the event loop: memory and at most one ``write``, never SQL, never
-``await``. ``start`` runs two background tasks: one looks for changed keys, one moves the journal into SQL; both
-work in threads of their own, and moving in a process of its own when there is much to move (``mover``). Everything
-else (``create_key``, ``usage``, ...) blocks and is for the CLI or a thread.
+``await``. ``start`` runs two threads in the background: one looks for changed keys, one moves the journal into SQL,
+in a process of its own when there is much to move (``mover``). Everything else (``create_key``, ``usage``, ...) blocks
+and is for the CLI or a thread.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lmtower.config.types import Limits
@@ -36,9 +34,6 @@ MANY_RECORDS = 250
 MOVER_SECONDS = 60.0
 """How long that process stays without work."""
 RETRY_SECONDS = 5.0
-
-InThread = Callable[[Callable[[], None]], Awaitable[None]]
-"""Runs blocking work elsewhere."""
 
 
 class Ledger:
@@ -64,7 +59,7 @@ class Ledger:
         )  # of what this process wrote; what was there before counts below zero
         self._pending_since: float | None = drain.oldest_pending_time(self._folder)
         self._disk_failing = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._log = get_logger()
@@ -198,23 +193,25 @@ class Ledger:
     # The background
 
     async def start(self) -> None:
-        """Begin to follow key changes and to drain the journal."""
+        """Begin to follow key changes and to drain the journal, each in a thread that the loop does not hear of."""
         self._stopping.clear()
         self._loop = asyncio.get_running_loop()
         await self.limits.start()
-        self._tasks = [
-            asyncio.create_task(self._repeat(self._follow_keys, KEY_POLL_SECONDS, "keys_not_read"), name="ledger-keys"),
-            asyncio.create_task(self._repeat(self._move, DRAIN_SECONDS, "journal_not_drained"), name="ledger-drain"),
-        ]
+        for work, seconds, failure in (
+            (self._read_keys, KEY_POLL_SECONDS, "keys_not_read"),
+            (self._move, DRAIN_SECONDS, "journal_not_drained"),
+        ):
+            thread = threading.Thread(target=self._repeat, args=(work, seconds, failure), name="ledger", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     async def close(self) -> None:
         """Stop the background, drain what is left, close everything. What SQL does not take stays in the journal."""
         self._stopping.set()
         self._mover.kill()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+        self._threads = []
         self._loop = None
         await self.limits.close()
         await asyncio.to_thread(self.shut)
@@ -230,41 +227,45 @@ class Ledger:
             self._log.error("journal_not_drained", error=str(exc), records=self.lag_records)
         self._database.close()
 
-    async def _repeat(self, work: Callable[[InThread], Awaitable[None]], seconds: float, failure: str) -> None:
-        loop = asyncio.get_running_loop()
+    def _repeat(self, work: Callable[[], None], seconds: float, failure: str) -> None:
+        """A thread of the background."""
         failing = False
-        with ThreadPoolExecutor(1, thread_name_prefix="ledger") as thread:
-            while True:
-                try:
-                    await work(partial(loop.run_in_executor, thread))
-                    if failing:
-                        self._log.info(f"{failure}_recovered")
-                    failing = False
-                except LedgerError as exc:
-                    self.sql_errors += 1
-                    if not failing:
-                        self._log.error(failure, error=str(exc), records=self.lag_records)
-                    failing = True
-                if self._journal.waiting:
-                    self._journal.flush()
-                await asyncio.sleep(RETRY_SECONDS if failing and work == self._move else seconds)
-
-    async def _follow_keys(self, in_thread: InThread) -> None:
-        await in_thread(self._read_keys)
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            pause = seconds
+            try:
+                work()
+                if failing:
+                    self._log.info(f"{failure}_recovered")
+                failing = False
+            except LedgerError as exc:
+                if self._stopping.is_set():
+                    return
+                self.sql_errors += 1
+                if not failing:
+                    self._log.error(failure, error=str(exc), records=self.lag_records)
+                failing = True
+                if work == self._move:
+                    pause = RETRY_SECONDS
 
     def _read_keys(self) -> None:
         if self._prepared or (self._database.exists() and self._database.is_current()):
             self._prepared = True
             self._keys.refresh(self._database, self._follow_limits)
 
-    async def _move(self, in_thread: InThread) -> None:
+    def _move(self) -> None:
         """Move what the journal holds: a little in this process, much in the one that is there for it."""
+        if self._journal.waiting and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.flush)
         if self.lag_records > MANY_RECORDS:
-            await in_thread(self._have_moved)
+            began, written = time.time(), self._journal.written
+            self._prepare()
+            self._moved(began, written, self._mover.move(self._stopping.is_set).torn)
+            self._mover_used = began
         elif self.lag_records:
-            await in_thread(lambda: self.drain(self._stopping.is_set))
+            self.drain(self._stopping.is_set)
         if self._mover.running and time.time() - self._mover_used > MOVER_SECONDS:
-            await in_thread(self._mover.close)
+            self._mover.close()
 
     # Blocking work
 
@@ -281,13 +282,6 @@ class Ledger:
         torn = drain.drain(self._database, self._folder, stop).torn
         if not stop():
             self._moved(began, written, torn)
-
-    def _have_moved(self) -> None:
-        """As ``drain``, in the process that is there for it."""
-        began, written = time.time(), self._journal.written
-        self._prepare()
-        self._moved(began, written, self._mover.move(self._stopping.is_set).torn)
-        self._mover_used = began
 
     def _moved(self, began: float, written: int, torn: int) -> None:
         """All of the first ``written`` records are in SQL; the round for them began at ``began``."""
