@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,22 @@ def test_recipe_and_runtime_are_recognised() -> None:
     """The model's family and the kind of server come from the model and the url."""
     found = {up.engine: (up.runtime, up.recipe) for up in upstreams_of(TOWER)}
     assert (found["big"], found["far"]) == (("vllm", "nemotron3"), ("external", "generic"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ({"model": "Qwen/Qwen3-8B", "args": {"scheduling-policy": "priority"}}, True),
+        ({"model": "served", "url": "http://h:1", "args": {"--scheduling-policy": "priority"}}, True),
+        ({"model": "Qwen/Qwen3-8B", "args": {"scheduling-policy": "fcfs"}}, False),
+        ({"model": "x.gguf", "args": {"scheduling-policy": "priority"}}, False),
+        ({"model": "Qwen/Qwen3-8B"}, False),
+    ],
+)
+def test_priority_goes_to_engines_that_schedule_by_it(engine: dict[str, Any], told: bool) -> None:
+    """vLLM refuses a priority when it was not started for it."""
+    tower = Tower.model_validate({"engines": {"e": engine}, "personas": {"p": {"engine": "e"}}})
+    assert [upstream.priorities for upstream in upstreams_of(tower)] == [told]
 
 
 def test_engines_without_a_card_run_as_children() -> None:

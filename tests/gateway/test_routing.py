@@ -144,6 +144,18 @@ async def test_answer_that_broke_off_is_not_asked_for_again(tmp_path: Path) -> N
         assert asked(home, other) == [2, 0]
 
 
+@pytest.mark.parametrize("priorities", [True, False])
+async def test_engine_that_schedules_by_priority_is_told_the_lane(tmp_path: Path, priorities: bool) -> None:
+    """Lower is sooner; what the client says does not count. Another engine is told nothing."""
+    with FakeEngine() as engine:
+        upstreams = [upstream(engine, priorities=priorities)]
+        async with running(tmp_path, engine, upstreams=upstreams) as tower:
+            for persona in ("plan", "agent"):
+                assert (await tower.chat(persona, priority=-9)).status_code == 200
+    sent = [request.json.get("priority") for request in engine.to("/chat/completions")]
+    assert sent == ([2, 1] if priorities else [None, None])
+
+
 async def test_session_sticks_to_its_replica_and_moves_when_it_dies(tmp_path: Path) -> None:
     """Requests of one session reach one replica; when that one dies, the next request succeeds on the other."""
     with FakeEngine("m") as left, FakeEngine("m") as right:

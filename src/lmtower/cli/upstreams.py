@@ -83,8 +83,15 @@ def _upstream(
         recipe=(plan.recipe if plan else None) or engine.recipe or recipes.find(engine.model).name,
         max_model_len=plan.max_model_len if plan else written,
         node=node,
+        priorities=runtime != "llamacpp" and _by_priority(engine),
         lanes=engine.lanes,
     )
+
+
+def _by_priority(engine: Engine) -> bool:
+    """Whether the tower file says that vLLM schedules by priority; it refuses requests that have one if it does not."""
+    flags = {name.removeprefix("--"): value for name, value in engine.args.items()}
+    return flags.get("scheduling-policy") == "priority"
 
 
 def runtime_of(model: str) -> Runtime:

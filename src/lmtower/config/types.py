@@ -181,7 +181,11 @@ class Engine(Section):
     slots: Count | None = Field(
         default=None, description="Requests that the gateway sends at once. Default: `sequences`."
     )
-    lanes: Lanes = Field(default_factory=lambda: Lanes(), description="How waiting requests share the slots.")
+    lanes: Lanes = Field(
+        default_factory=lambda: Lanes(),
+        description="How waiting requests share the slots. vLLM is told the lane as a `priority` when `args` have "
+        "`scheduling-policy: priority`, also those of an external one: the least urgent are preempted first.",
+    )
     importance: Count = Field(
         default=50, description="The watchdog stops the least important engine first when a node runs out of memory."
     )

@@ -99,6 +99,10 @@ class Connection(asyncio.Protocol):
             self.cancel(self._current)
         if not self.lost.done():
             self.lost.set_result(None)
+        # parser and connection hold each other; the collector comes seldom, and bodies are large
+        self._parser = cast("httptools.HttpRequestParser", None)
+        self._errand = self._current = self._refused = None
+        self._body.clear()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -337,7 +341,7 @@ class Connection(asyncio.Protocol):
     def answered(self, keep_alive: bool) -> None:
         """The current answer is out: go on with the next request or close, within the time that the client may take
         to read what is still on its way."""
-        self._current = None
+        self._current = self._errand = None
         self._deadline = monotonic() + (HEADER_SECONDS if self._in_message else IDLE_SECONDS)
         if not keep_alive:
             self.close()

@@ -205,6 +205,7 @@ class Dispatcher:
             self._finish(flow, prepared, relay)
         finally:
             flow.exchange.on_pause = flow.exchange.on_resume = None
+            relay.call = None  # which holds the relay, and with it the request's body
             self._release(flow, call, replica)
         if reply.again is not None and relay.fault is None:
             await self._finish_again(flow, prepared, relay)
@@ -226,7 +227,7 @@ class Dispatcher:
             flow.done()
             flow.exchange.send(last)
         except Fault as fault:
-            relay.fault = fault
+            relay.fault = fault.with_traceback(None)
             self._break(flow, prepared, relay)
 
     def _finish(self, flow: Flow, prepared: Prepared, relay: Relay) -> None:

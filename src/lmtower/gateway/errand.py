@@ -47,10 +47,10 @@ class Errand:
         if waiting is not None:
             waiting.remove_done_callback(self._go_on)
             waiting.cancel()
-        self._go_on(None, asyncio.CancelledError())
+        self._go_on(None, asyncio.CancelledError)
 
-    def _go_on(self, waited: object, raised: BaseException | None = None) -> None:
-        """Take the next step; ``waited`` is done, or ``raised`` is raised where the coroutine waits."""
+    def _go_on(self, waited: object, raised: type[BaseException] | None = None) -> None:
+        """Take the next step; ``waited`` is done, or a ``raised`` is raised where the coroutine waits."""
         # a future that was done before ``cancel`` still calls, when the coroutine may wait for something else
         if waited is not self._waiting or self.done:
             return
@@ -78,6 +78,8 @@ class Errand:
         self._running = False
         self.done = True
         self._on_end(ended)
+        # it holds this frame and the coroutine's: together they, and the bodies in them, would wait for the collector
+        ended = None
 
 
 class Signal:

@@ -48,6 +48,11 @@ class Server:
         address = self._listener.sockets[0].getsockname()
         return address[0], address[1]
 
+    @property
+    def busy(self) -> int:
+        """Connections on which somebody waits for an answer."""
+        return sum(connection.busy for connection in self.connections)
+
     async def close(self, grace: float) -> None:
         """Let running requests finish for ``grace`` seconds, then cut them.
 

@@ -44,6 +44,10 @@ class UpstreamLost(EngineError):
         self.fresh = fresh
         self.late = late
 
+    def again(self) -> UpstreamLost:
+        """The same to be raised: one that is kept would keep the frames that it went through, and they the call."""
+        return UpstreamLost(str(self), fresh=self.fresh, late=self.late)
+
 
 class Call(Signal):
     """One request to an engine and its answer. Await ``head()`` and attach a sink, or await ``body()``."""
@@ -103,7 +107,7 @@ class Call(Signal):
             self._asyncio_future_blocking = True
             yield self
         if self.error is not None and not self.status:
-            raise self.error
+            raise self.error.again()
 
     @coroutine
     def done(self) -> Generator[Any, None, None]:
@@ -112,7 +116,7 @@ class Call(Signal):
             self._asyncio_future_blocking = True
             yield self
         if self.error is not None:
-            raise self.error
+            raise self.error.again()
 
     async def body(self) -> bytes:
         """Wait for the whole answer. Raises UpstreamLost."""
