@@ -28,7 +28,7 @@ from lmtower.wire import top as tops
 from lmtower.wire.chat import ChatReply
 from lmtower.wire.conversation import Read
 from lmtower.wire.faults import Dialect
-from lmtower.wire.items import Items, Text, read, read_chat
+from lmtower.wire.items import Items, Text, read, read_chat, read_messages, read_responses
 from lmtower.wire.reply import Reply
 from lmtower.wire.responses import ResponsesReply
 from lmtower.wire.stops import Stopping
@@ -44,13 +44,13 @@ class _Kind(NamedTuple):
     """How its replayed tool calls are mended."""
 
 
-_MESSAGES = _Kind("messages", read, guard.clean_messages)
+_MESSAGES = _Kind("messages", read_messages, guard.clean_messages)
 _KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
         "chat": _Kind("messages", read_chat, guard.clean_chat),
         "messages": _MESSAGES,
         "count_tokens": _MESSAGES,
-        "responses": _Kind("input", read, guard.clean_responses),
+        "responses": _Kind("input", read_responses, guard.clean_responses),
     }
 )
 _NO_CONVERSATION = _Kind("", read, lambda text, _: text)

@@ -14,11 +14,24 @@ import msgspec
 
 from lmtower.guard.repair import as_object, decode
 from lmtower.wire import top as tops
-from lmtower.wire.items import ABSENT, Call, Item, Items, Text, Turn, read, read_chat
+from lmtower.wire.items import (
+    ABSENT,
+    Call,
+    Input,
+    Item,
+    Items,
+    Message,
+    Object,
+    Text,
+    Turn,
+    read_chat,
+    read_messages,
+    read_responses,
+)
 
 Cleaner = Callable[[dict[str, Any]], bool]
 """Changes one message in place; True when it did."""
-Suspect = Callable[[Item | Turn], bool]
+Suspect = Callable[[Any], bool]
 """Whether a message needs a closer look. Long histories are sound: reading them whole would cost more than all else."""
 
 
@@ -49,20 +62,16 @@ def clean_chat(messages: Text, items: Items | None = None) -> Text:
 
 def clean_messages(messages: Text, items: Items | None = None) -> Text:
     """Anthropic ``messages`` whose ``tool_use`` blocks all have an object as input."""
-    return _clean(messages, read(messages) if items is None else items, _has_tool_use, _anthropic_message)
+    return _clean(messages, read_messages(messages) if items is None else items, _unsound_uses, _anthropic_message)
 
 
 def clean_responses(given: Text, items: Items | None = None) -> Text:
     """Responses ``input`` items whose function calls all have a JSON object as arguments."""
-    return _clean(given, read(given) if items is None else items, _is_call, _responses_item)
-
-
-class _Object(msgspec.Struct):
-    """Any JSON object; what is in it is skipped."""
+    return _clean(given, read_responses(given) if items is None else items, _unsound_call, _responses_item)
 
 
 _calls = msgspec.json.Decoder(list[Call] | None)
-_object = msgspec.json.Decoder(_Object)
+_object = msgspec.json.Decoder(Object)
 
 
 def _clean(raw: Text, items: Items | None, suspect: Suspect, cleaner: Cleaner) -> Text:
@@ -82,9 +91,9 @@ def _clean(raw: Text, items: Items | None, suspect: Suspect, cleaner: Cleaner) -
     return b"[" + b",".join(bytes(part) for part in parts) + b"]" if changed else raw
 
 
-def _unsound_calls(item: Item | Turn) -> bool:
+def _unsound_calls(message: Item | Turn) -> bool:
     """Whether the calls of a chat message need a closer look: only sound ones pass, and they are the rule."""
-    calls = item.tool_calls
+    calls = message.tool_calls
     if calls is None or calls is ABSENT:
         return False
     try:
@@ -97,13 +106,27 @@ def _unsound_calls(item: Item | Turn) -> bool:
     return False
 
 
-def _has_tool_use(item: Item | Turn) -> bool:
-    view = bytes(memoryview(item.content))
+def _unsound_uses(message: Item | Message) -> bool:
+    """The same for a message of the Anthropic protocol."""
+    content = message.content
+    if not isinstance(content, msgspec.Raw):
+        blocks = content if isinstance(content, list) else []
+        return any(block.type == "tool_use" and block.input is None for block in blocks)
+    view = bytes(content)
     return view[:1] == b"[" and (b"tool_use" in view or b"\\u00" in view)
 
 
-def _is_call(item: Item | Turn) -> bool:
-    return bytes(memoryview(item.type)) == b'"function_call"' or b"\\" in bytes(memoryview(item.type))
+def _unsound_call(item: Item | Input) -> bool:
+    """The same for an input item of a response."""
+    if not isinstance(item, Input):
+        return bytes(item.type) == b'"function_call"' or b"\\" in bytes(item.type)
+    if item.type != "function_call":
+        return False
+    try:
+        _object.decode(item.arguments or "")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return True
+    return False
 
 
 def _chat_message(message: dict[str, Any]) -> bool:
