@@ -27,6 +27,9 @@ def main(argv: list[str]) -> int:
     except BenchError as error:
         print(f"benchmark {name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"benchmark {name}: stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -90,11 +90,13 @@ def _venv(name: str) -> Path:
     mark = folder / ".pinned"
     if mark.exists() and mark.read_text() == PINS[name]:
         return folder / "bin"
+    print(f"installing {PINS[name]} into {folder} (once)", flush=True)
     pip = [str(folder / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     for argv in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, PINS[name]]):
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise BenchError(f"cannot install {PINS[name]}: {done.stderr[-400:]}")
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise BenchError(f"cannot install {PINS[name]}: {reason}")
     mark.write_text(PINS[name])
     return folder / "bin"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import bodies, native, report
 from benchmarks.contestants import EVERYBODY, Contestant, recorded
 from benchmarks.native import Mock
-from benchmarks.place import LOAD_CORE, MOCK_PORT, RESULTS, WORK
+from benchmarks.place import LOAD_CORE, MOCK_PORT, PORT, RESULTS, WORK
 from benchmarks.processes import BenchError, Process
 from benchmarks.workloads import CURVES, WORKLOADS, Numbers, Running, body_of
 
@@ -106,13 +106,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="interleaved runs (default 3; quick 1)")
     parser.add_argument("--seconds", type=float, help="of each measurement (default 4; quick 1)")
     parser.add_argument("--only", action="append", help=f"one of {', '.join(WORKLOADS)}, curves; may be repeated")
-    parser.add_argument("--contestants", default=",".join(EVERYBODY), help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--contestants", help=f"comma-separated (default: {','.join(EVERYBODY)}, those that can be had)"
+    )
     parser.add_argument("--keep", type=Path, help="a file: its numbers count too, and this call's are added to it")
     parser.add_argument("--output", default=str(RESULTS), help="where the tables are written (default: RESULTS.md)")
     given = parser.parse_args(argv)
     given.runs = given.runs or (1 if given.quick else 3)
     given.seconds = given.seconds or (1.0 if given.quick else 4.0)
-    given.names = given.contestants.split(",")
+    given.names = given.contestants.split(",") if given.contestants else list(EVERYBODY)
     for name in [*given.names, *(given.only or [])]:
         if name not in EVERYBODY and name not in WORKLOADS and name != "curves":
             parser.error(f"unknown name {name!r}")
@@ -122,11 +124,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(argv: Sequence[str]) -> int:
     given = parse(argv)
     WORK.mkdir(exist_ok=True)
+    for port in (MOCK_PORT, PORT):
+        check_free(port)
     native.build()
     os.sched_setaffinity(0, {LOAD_CORE})
-    contestants = [EVERYBODY[name]() for name in given.names]
     table: Table = defaultdict(lambda: defaultdict(list))
     notes: set[str] = set()
+    contestants = set_up(given, notes)
     if given.keep and given.keep.exists():
         restore(given.keep, table, notes)
     mock = Mock((bodies.SYSTEM_MARK, bodies.PARAMETER_MARK, bodies.END_MARK))
@@ -136,8 +140,12 @@ def run(argv: Sequence[str]) -> int:
             body_of(kind)
         for number in range(given.runs):
             print(f"run {number + 1} of {given.runs}", flush=True)
-            for contestant in contestants:
-                one_round(contestant, mock, given, table, notes)
+            for contestant in tuple(contestants):
+                try:
+                    one_round(contestant, mock, given, table, notes)
+                except BenchError as error:
+                    without(contestant.name, given, error, notes)
+                    contestants.remove(contestant)
         if not given.only or "curves" in given.only:
             for contestant in contestants:
                 if contestant.name in ("nginx", "vllm-router", "lmtower"):
@@ -152,6 +160,35 @@ def run(argv: Sequence[str]) -> int:
         with open(given.output, "w") as out:
             out.write(text)
     return 0
+
+
+def set_up(given: argparse.Namespace, notes: set[str]) -> list[Contestant]:
+    """Everybody who takes part, installed and configured."""
+    found = []
+    for name in given.names:
+        try:
+            found.append(EVERYBODY[name]())
+        except BenchError as error:
+            without(name, given, error, notes)
+    return found
+
+
+def without(name: str, given: argparse.Namespace, error: BenchError, notes: set[str]) -> None:
+    """Go on without a neighbour, unless it was asked for by name. Raises the error then, and for our own."""
+    if given.contestants or name in ("direct", "lmtower"):
+        raise error
+    print(f"  {name:14} is left out: {error}", flush=True)
+    notes.add(f"{name} is left out: {error}")
+
+
+def check_free(port: int) -> None:
+    """Raises BenchError when somebody listens there, such as a benchmark that still runs."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as exc:
+            raise BenchError(f"port {port} is taken ({exc.strerror}): is another benchmark running?") from exc
 
 
 def restore(kept: Path, table: Table, notes: set[str]) -> None:

@@ -123,7 +123,9 @@ class Knowledge:
         page: dict[str, Any] = msgspec.json.decode(answer)
         if call.status != 200:
             error = page.get("error") or {}
-            raise Fault(call.status, str(error.get("code") or "invalid_request"), str(error.get("message") or ""))
+            code, message = str(error.get("code") or "invalid_request"), str(error.get("message") or "")
+            wait = call.headers.get(b"retry-after", b"")
+            raise Fault(call.status, code, message, retry_after=int(wait) if wait.isdigit() else None)
         return page
 
     async def _call(self, method: str, target: str, client: Client, headers: list[Header], body: bytes) -> Any:
