@@ -19,7 +19,7 @@ _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in
 class HttpExchange:
     """See ``Exchange``."""
 
-    __slots__ = ("_connection", "_keep_alive", "finished", "on_pause", "on_resume", "request", "started")
+    __slots__ = ("_chunked", "_connection", "_keep_alive", "finished", "on_pause", "on_resume", "request", "started")
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self.request = request
@@ -29,6 +29,7 @@ class HttpExchange:
         self.on_resume: Callable[[], None] | None = None
         self._connection = connection
         self._keep_alive = request.head.keep_alive
+        self._chunked = request.head.http11
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer in one write."""
@@ -48,7 +49,7 @@ class HttpExchange:
     def start(self, status: int, headers: Headers) -> None:
         """Begin an answer of unknown length: chunked, or until the connection closes for HTTP/1.0."""
         head = self._head(status, headers)
-        if self.request.head.http11:
+        if self._chunked:
             head.append(b"transfer-encoding: chunked\r\n\r\n")
         else:
             self._keep_alive = False
@@ -57,12 +58,13 @@ class HttpExchange:
 
     def send(self, data: bytes) -> None:
         """A piece of the answer."""
-        if data:
-            self._write(b"%x\r\n%b\r\n" % (len(data), data) if self.request.head.http11 else data)
+        transport = self._connection.transport
+        if data and not transport.is_closing():
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def finish(self) -> None:
         """The answer is complete."""
-        if self.request.head.http11:
+        if self._chunked:
             self._write(b"0\r\n\r\n")
         self.finished = True
         self._connection.answered(self._keep_alive)

@@ -50,31 +50,45 @@ class Relay:
         self.call = call
         self.exchange.on_pause = call.pause
         self.exchange.on_resume = call.resume
-        call.attach(self._sink)
+        call.attach(self._sink, self._take)
+
+    def _take(self, data: bytes, start: int) -> bool:
+        """A chunk that holds one event in the frame of those before it needs nothing else of what ``_sink`` does."""
+        reply, call = self._reply, self.call
+        frame = reply.frame
+        if frame is None or call is None:
+            return False
+        out = frame.inside(data, start)
+        if out:
+            reply.events += 1
+            self.flow.last_at = self.last_write = call.last_read
+            self.exchange.send(out)
+            return True
+        return False
 
     def _sink(self, data: bytes) -> None:
-        if self.fault is not None:
+        call = self.call
+        if self.fault is not None or call is None:
             return
+        reply = self._reply
         try:
-            out = self._reply.feed(data)
+            out = reply.feed(data)
         except (Fault, *MALFORMED) as exc:
             self.fault = exc if isinstance(exc, Fault) else malformed()
-            if self.call is not None:
-                self.call.fail("the answer cannot be relayed")
+            call.fail("the answer cannot be relayed")
             return
         if out:
-            now = self._clock()
             flow = self.flow
+            flow.last_at = self.last_write = now = call.last_read
             if not flow.first_at:
                 flow.first_at = now
-            flow.last_at = self.last_write = now
-            if self._reply.complete:
+            if reply.complete:
                 flow.done()
             self.exchange.send(out)
-        if self._reply.enough and self.call is not None:
+        if reply.enough:
             # the answer is complete (a stop string): what the engine would still write is not wanted. This comes
             # last, because it wakes whoever waits for the end of the call.
-            self.call.fail("enough")
+            call.fail("enough")
 
 
 class Watch:

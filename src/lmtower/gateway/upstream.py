@@ -3,7 +3,8 @@
 Theory of operation
 -------------------
 A connection carries one call at a time. The call gathers the answer's body until somebody attaches a sink; from
-then on every read goes straight to the sink, in the transport's callback, with no task or queue between. Closing a
+then on every read goes straight to the sink, in the transport's callback, with no task or queue between, and not even
+through the parser if it is one whole chunk (``chunks``). Closing a
 call before its answer is complete closes the connection, and that is what cancels the work in the engine: vLLM and
 llama.cpp both watch for it.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 
 from lmtower.errors import EngineError
+from lmtower.gateway.chunks import EVENT_END, is_between, opening
 from lmtower.gateway.errand import Signal
 from lmtower.gateway.head import Repeat, around_length
 from lmtower.wire.top import Piece
@@ -56,13 +58,15 @@ class Call(Signal):
         "_chunks",
         "_connection",
         "_headers",
-        "_sink",
         "_wants_head",
         "complete",
         "error",
         "last_read",
         "paused",
+        "read",
+        "relayed",
         "status",
+        "take",
     )
 
     def __init__(self, connection: Connection, now: float) -> None:
@@ -77,7 +81,12 @@ class Call(Signal):
         self._connection: Connection | None = connection
         self._headers: dict[bytes, bytes] | bytes = b""
         self._chunks: list[bytes] = []
-        self._sink: Callable[[bytes], None] | None = None
+        self.read: Callable[[bytes], None] = self._chunks.append
+        """What the connection does with a piece of the body."""
+        self.take: Callable[[bytes, int], bool] | None = None
+        """See ``attach``."""
+        self.relayed = False
+        """Whether the body goes to a sink."""
         self._wants_head = False
 
     @property
@@ -93,11 +102,6 @@ class Call(Signal):
     def event_stream(self) -> bool:
         """Whether the answer is an event stream."""
         return self.headers.get(b"content-type", b"").startswith(b"text/event-stream")
-
-    @property
-    def relayed(self) -> bool:
-        """Whether the body goes to a sink."""
-        return self._sink is not None
 
     @coroutine  # says to the loop what ``Signal.__await__`` says, with a frame less in every step
     def head(self) -> Generator[Any, None, None]:
@@ -127,9 +131,13 @@ class Call(Signal):
         """What came of the body and went to no sink: all of it when the call is done."""
         return b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0]
 
-    def attach(self, sink: Callable[[bytes], None]) -> None:
-        """Send the body to ``sink`` as it is read, beginning with what is already here."""
-        self._sink = sink
+    def attach(self, sink: Callable[[bytes], None], take: Callable[[bytes, int], bool] | None = None) -> None:
+        """Send the body to ``sink`` as it is read, beginning with what is already here.
+
+        A read that is one chunk, made of whole events, is first offered to ``take``: the read, and where the body
+        begins in it, which goes up to its last two bytes. What ``take`` returns False for goes to ``sink``.
+        """
+        self.read, self.take, self.relayed = sink, take, True
         chunks, self._chunks = self._chunks, []
         for chunk in chunks:
             sink(chunk)
@@ -160,13 +168,6 @@ class Call(Signal):
         if self._wants_head:
             self._wants_head = False
             self.wake()
-
-    def read(self, data: bytes) -> None:
-        """A piece of the body."""
-        if self._sink is not None:
-            self._sink(data)
-        else:
-            self._chunks.append(data)
 
     def answered(self, data: bytes, start: int) -> None:
         """All of a plain answer, read at once; its body begins at ``start``."""
@@ -207,6 +208,9 @@ class Connection(asyncio.Protocol):
         self.on_body = self._parts.append
         self._parser = httptools.HttpResponseParser(self)
         self._parsing = False
+        self._chunked = False
+        self._between = False
+        """Whether the parser is between two chunks, and the body between two events."""
         self._plain: Repeat | None = None
         """The head of the last plain answer."""
         self._headers: dict[bytes, bytes] = {}
@@ -233,7 +237,14 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             return
         call.last_read = now = monotonic()
-        if not self._parsing:
+        if self._between:
+            size = opening(len(data))
+            if data.startswith(size) and data.endswith(EVENT_END):
+                if call.take is None or not call.take(data, len(size)):
+                    call.read(data[len(size) : -2])
+                return
+            self._between = False
+        elif not self._parsing:
             start = self._plain.whole(data) if self._plain is not None else 0
             if start or (start := self._plain_start(data)):
                 self.call = None
@@ -250,6 +261,7 @@ class Connection(asyncio.Protocol):
             self._lost(f"the engine's answer is not HTTP: {exc}")
             self.transport.abort()
         if self._parts:
+            self._between = self._chunked and is_between(data, self._parts[-1])
             self._hand_on()
 
     def _hand_on(self) -> None:
@@ -295,6 +307,7 @@ class Connection(asyncio.Protocol):
         """Status and headers are there; a 1xx answer is only an announcement."""
         status = self._parser.get_status_code()
         if self.call is not None and status >= 200:
+            self._chunked = self._headers.get(b"transfer-encoding", b"").lower() == b"chunked"
             self.call.began(status, self._headers)
 
     def on_message_complete(self) -> None:

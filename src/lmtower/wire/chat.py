@@ -94,7 +94,7 @@ def _later_system(messages: memoryview, first: int) -> int | None:
 class ChatReply(Reply):
     """Chat completions, streamed or not. ``wants_usage``: the client asked for the usage chunk."""
 
-    __slots__ = ("_frame", "_silences", "wants_usage")
+    __slots__ = ("_silences", "frame", "wants_usage")
 
     _marker = b'"delta":{"content":"'
     """What stands right before the text of a plain chunk."""
@@ -102,7 +102,7 @@ class ChatReply(Reply):
     def __init__(self, served: str, asked: str, request_id: str, wants_usage: bool = False) -> None:
         super().__init__(served, asked, request_id)
         self.wants_usage = wants_usage
-        self._frame: Frame | None = None
+        self.frame: Frame | None = None
         self._silences = 0
 
     def alive(self) -> bytes:
@@ -143,9 +143,9 @@ class ChatReply(Reply):
 
     def relay(self, run: bytes) -> bytes:
         """Whole events; only a run with something to mend is looked at event by event."""
-        frame = self._frame
+        frame = self.frame
         if frame is None:
-            frame = self._frame = Frame(self._marker)
+            frame = self.frame = Frame(self._marker)
         events, out = frame.renamed(run)
         if events:
             self.events += events

@@ -15,12 +15,14 @@ from collections.abc import Callable
 class Frame:
     """``marker`` is what stands right before the text, up to its opening quote."""
 
-    __slots__ = ("_after", "_before", "_between", "_marker", "_new_between", "head", "size")
+    __slots__ = ("_after", "_before", "_between", "_marker", "_new_between", "_tail", "head", "size")
 
     def __init__(self, marker: bytes) -> None:
         self._marker = marker
         self._before = b""
         self._after = b""
+        self._tail: bytes | None = None
+        """What stands after the quote behind the text."""
         self._between = b""
         """What stands between the texts of two events."""
         self._new_between = b""
@@ -37,7 +39,16 @@ class Frame:
         before, after = event[:text], event[quote:]
         if event[quote - 1] != 0x5C and rename(after) == after:
             self._before, self._after, self.head, self.size = before, after, rename(before), text
+            self._tail = after[1:]
             self._between, self._new_between = after + before, after + self.head
+
+    def inside(self, data: bytes, start: int) -> bytes:
+        """What is sent in place of the event from ``start`` to the last two bytes; nothing if it has another frame."""
+        text = start + self.size
+        rest = data[text:-2]
+        if rest.partition(b'"')[2] != self._tail or data[start:text] != self._before:
+            return b""
+        return self.head + rest
 
     def renamed(self, run: bytes) -> tuple[int, bytes]:
         """How many events the run is made of, and what is sent in its place; 0 if not all of them have this frame."""

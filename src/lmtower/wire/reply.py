@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from lmtower.wire.faults import Dialect, Fault, event
+from lmtower.wire.frame import Frame
 from lmtower.wire.sse import DONE, Scanner
 from lmtower.wire.top import Piece
 from lmtower.wire.usage import Usage
@@ -43,6 +44,8 @@ class Reply:
     """An event that every client of the protocol skips."""
     again: Again | None = None
     """Set after ``body`` or the stream's end when the answer needs a second request; then call ``retried``."""
+    frame: Frame | None = None
+    """When an event that has this frame needs nothing but another head, and counts as one of ``events``."""
     enough: bool = False
     """The answer is complete although the engine has not ended it: its call can be given up."""
 
