@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +22,8 @@ from lmtower.gateway import Configuration, Gateway, serve, tune_allocator
 from lmtower.ledger import Ledger
 from lmtower.plan.types import EnginePlan
 from lmtower.stores import launch as stores
+
+MOST_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ def run(main: Callable[[], Awaitable[None]]) -> int:
     import uvloop
 
     tune_allocator()
+    raise_file_limit()
     # until the gateway listens for it, SIGTERM ends a start as Ctrl-C does: children are stopped, links are closed
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -82,6 +87,15 @@ def run(main: Callable[[], Awaitable[None]]) -> int:
             )
             return 1
     return 0
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system does, up to 65,536: a stream needs two, and shells give programs 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # some systems have a lower limit of their own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
