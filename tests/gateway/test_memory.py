@@ -18,6 +18,7 @@ from lmtower.gateway.exchange import Request
 from tests.fakes.engine import FakeEngine
 from tests.gateway.support import running, until
 
+STREAM = {"content-type": "text/event-stream"}
 ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "answered": ({}, {}),
     "streamed": ({}, {"stream": True}),
@@ -25,6 +26,7 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "refused by the engine": ({"status": 400, "error": {"message": "no"}}, {}),
     "the engine died": ({"die_after": -1}, {}),
     "the engine died in the stream": ({"die_after": 2, "text": "a b c"}, {"stream": True}),
+    "the engine sent nonsense": ({"raw": [b"data: {no\n\n"], "headers": STREAM}, {"stream": True}),
     "the client left": ({"header_delay": 60}, {}),
     "the client left a stream": ({"stall_after": 1, "text": "a b c"}, {"stream": True}),
 }

@@ -200,7 +200,7 @@ class Dispatcher:
             try:
                 await call.done()
             except UpstreamLost:
-                if relay.fault is None and not reply.enough:
+                if relay.fault is None and not reply.enough and not reply.complete:
                     relay.fault = Fault(502, "engine_unavailable", "The engine died in the middle of this answer.")
             self._finish(flow, prepared, relay)
         finally:
@@ -240,7 +240,7 @@ class Dispatcher:
                     flow.done()
                 flow.exchange.send(last)
             except Fault as fault:
-                relay.fault = fault
+                relay.fault = fault.with_traceback(None)
         if reply.again is not None and relay.fault is None:
             return
         if relay.fault is None and not reply.complete:

@@ -74,7 +74,7 @@ class Relay:
         try:
             out = reply.feed(data)
         except (Fault, *MALFORMED) as exc:
-            self.fault = exc if isinstance(exc, Fault) else malformed()
+            self.fault = exc.with_traceback(None) if isinstance(exc, Fault) else malformed()
             call.fail("the answer cannot be relayed")
             return
         if out:

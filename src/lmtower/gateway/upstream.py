@@ -209,6 +209,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._parsing = False
         self._chunked = False
+        self._endless = False
+        """Whether the body ends with the connection."""
         self._between = False
         """Whether the parser is between two chunks, and the body between two events."""
         self._plain: Repeat | None = None
@@ -285,6 +287,13 @@ class Connection(asyncio.Protocol):
         self._plain = Repeat(*parts) if parts else None
         return start
 
+    def eof_received(self) -> None:
+        """The engine closed: so ends an answer that says nothing of its length (RFC 9112 6.3)."""
+        call = self.call
+        if call is not None and call.status and self._endless:
+            self.call = None
+            call.ended(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed, or we did."""
         self._pool.forget(self)
@@ -293,7 +302,7 @@ class Connection(asyncio.Protocol):
     def _lost(self, message: str) -> None:
         call, self.call = self.call, None
         if call is not None:
-            call.ended(UpstreamLost(message, fresh=self.used and call.status == 0))
+            call.ended(UpstreamLost(message, fresh=self.used and not self._parsing))
 
     def on_message_begin(self) -> None:
         """The first byte of an answer."""
@@ -308,6 +317,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if self.call is not None and status >= 200:
             self._chunked = self._headers.get(b"transfer-encoding", b"").lower() == b"chunked"
+            self._endless = not self._chunked and b"content-length" not in self._headers
             self.call.began(status, self._headers)
 
     def on_message_complete(self) -> None:

@@ -67,6 +67,9 @@ def from_engine(number: int, body: bytes, secrets: tuple[str, ...] = ()) -> Faul
     ``secrets`` are persona prompts and keys: an engine's validation message may quote its input, and a
     message that does is replaced.
     """
+    if number < 400:
+        message = f"The engine answered with status {number}, which says nothing. Tell the owner of this tower."
+        return Fault(502, "engine_refused", message, should_retry=False)
     message, tokens = _engine_message(body)
     if any(_quotes(message, secret) for secret in secrets):
         message = "The engine refused the request."
