@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmtower import __version__
 from lmtower.cli.globals import Globals
@@ -20,8 +20,10 @@ from lmtower.config import Loaded, parse_listen
 from lmtower.errors import LedgerError
 from lmtower.gateway import Configuration, Gateway, serve, tune_allocator
 from lmtower.ledger import Ledger
-from lmtower.plan.types import EnginePlan
 from lmtower.stores import launch as stores
+
+if TYPE_CHECKING:
+    from lmtower.plan.types import EnginePlan
 
 MOST_FILES = 65_536
 

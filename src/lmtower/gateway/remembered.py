@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -29,8 +28,7 @@ MOST_BYTES = 64 * 1024**2
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """One finished response: what was asked, what came, and the turn before it."""
 
     previous: str
@@ -44,8 +42,7 @@ class Turn:
         return len(self.asked) + len(self.answered) + len(self.body) + 500
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(msgspec.Struct, frozen=True):
     """What is known of a turn before its answer comes."""
 
     client: str

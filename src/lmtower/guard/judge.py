@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import msgspec
@@ -19,8 +18,7 @@ class Verdict(StrEnum):
     REJECT = "reject"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One tool call, complete: what a client gets. ``arguments`` is JSON text."""
 
     name: str
@@ -28,8 +26,7 @@ class Call:
     id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True):
     """``calls`` may go to the client when ``verdict`` is valid or repaired; ``tool`` is what a retry must produce."""
 
     verdict: Verdict
@@ -41,8 +38,7 @@ class Judgement:
     """Calls beyond the first that ``parallel_tool_calls: false`` forbids."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """What the client and the persona ask of the calls of this request."""
 
     tools: ToolSet
@@ -88,7 +84,7 @@ def check(call: Call, tool: Tool, *, cut: bool = False) -> Call | None:
     """The same object when the call is valid, a repaired one when the repair is certain, else None."""
     value = decode(call.arguments)
     if isinstance(value, dict) and not tool.errors(value):
-        return call if call.name == tool.name else replace(call, name=tool.name)
+        return call if call.name == tool.name else msgspec.structs.replace(call, name=tool.name)
     fixed = repair(call.arguments, tool, cut=cut)
     return None if fixed is None else Call(tool.name, msgspec.json.encode(fixed).decode(), call.id)
 

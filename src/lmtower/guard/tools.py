@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import jsonschema_rs
@@ -17,8 +16,7 @@ import msgspec
 JsonObject = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(msgspec.Struct, frozen=True):
     """One function that the model may call. ``validator`` is None when the client's schema is itself broken."""
 
     name: str
@@ -32,8 +30,7 @@ class Tool:
         return list(self.validator.iter_errors(arguments))
 
 
-@dataclass(frozen=True, slots=True)
-class ToolSet:
+class ToolSet(msgspec.Struct, frozen=True):
     """The callable tools of a request, by name, in the client's order."""
 
     tools: dict[str, Tool]

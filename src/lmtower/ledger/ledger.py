@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmtower.config.types import Limits
 from lmtower.errors import LedgerError
-from lmtower.ledger import drain, history, journal, keys, report
+from lmtower.ledger import drain, history, journal, keys
 from lmtower.ledger.accounts import kinds_of
 from lmtower.ledger.client import Client, KeyRow, NewKey
 from lmtower.ledger.database import Database
@@ -24,8 +25,10 @@ from lmtower.ledger.keys import KeyTable
 from lmtower.ledger.limits import LocalLimits
 from lmtower.ledger.mover import Mover
 from lmtower.ledger.record import UsageRecord
-from lmtower.ledger.report import Report
 from lmtower.logs import get_logger
+
+if TYPE_CHECKING:
+    from lmtower.ledger.report import Report
 
 KEY_POLL_SECONDS = 0.4
 DRAIN_SECONDS = 0.5
@@ -295,6 +298,8 @@ class Ledger:
 
         Blocks. Raises LedgerError, Refused for an unknown group.
         """
+        from lmtower.ledger import report
+
         grouping = report.checked(by)
         self.drain()
         return report.report(self._database, grouping, since, until)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
+
+import msgspec
 
 from lmtower.wire import top as tops
 from lmtower.wire.top import Top
@@ -24,8 +25,7 @@ _KEPT_CHANGES = 20
 SPANS = ("tools", "system", "history")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """The first changed span: ``at`` is a place in bytes, ``of`` the bytes that could have been shared."""
 
     span: str
@@ -35,8 +35,7 @@ class Change:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What is kept of one request: hashes and lengths. Those of messages leave a chat's first one out: the system."""
 
     tools: bytes
@@ -46,14 +45,13 @@ class Seen:
     messages: tuple[tuple[bytes, int], ...]
 
 
-@dataclass(slots=True)
-class Session:
+class Session(msgspec.Struct):
     """What is kept of one conversation."""
 
     persona: str
     requests: int = 0
     last: Seen | None = None
-    changes: deque[Change] = field(default_factory=lambda: deque(maxlen=_KEPT_CHANGES))
+    changes: deque[Change] = msgspec.field(default_factory=lambda: deque(maxlen=_KEPT_CHANGES))
 
 
 class Busters:
@@ -87,7 +85,7 @@ class Busters:
                 "session": name,
                 "persona": persona,
                 "requests": found.requests,
-                "changes": [asdict(change) for change in found.changes],
+                "changes": [msgspec.structs.asdict(change) for change in found.changes],
             }
             for (name, persona), found in self._sessions.items()
             if name == session

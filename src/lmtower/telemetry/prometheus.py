@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lmtower.config.types import Node, Tower
-from lmtower.telemetry import rules
 
 AGENT_PORT = 9401
 RULES_FILE = "rules/lmtower.yaml"
@@ -90,4 +89,6 @@ def scrape_config(tower: Tower, *, every: str = "15s") -> dict[str, Any]:
 
 def files(tower: Tower, *, every: str = "15s") -> dict[str, Any]:
     """Path -> content of everything that Prometheus needs, as plain data to be written as YAML."""
+    from lmtower.telemetry import rules  # here, because a gateway imports this module for its targets
+
     return {CONFIG_FILE: scrape_config(tower, every=every), RULES_FILE: rules.rule_file(every)}

@@ -1,10 +1,14 @@
-"""What the gateway tells at scrape time: engines, personas, budgets, itself. Values only, rendered as gauges."""
+"""What the gateway tells at scrape time: engines, personas, budgets, itself. Values only, rendered as gauges.
+
+Structs of msgspec and not dataclasses: each of these is source that is compiled at every start of a tower, 1 ms.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 EngineCondition = Literal["stopped", "starting", "ready", "draining", "failed"]
 ENGINE_CONDITIONS: tuple[EngineCondition, ...] = ("stopped", "starting", "ready", "draining", "failed")
@@ -12,8 +16,7 @@ Circuit = Literal["closed", "half_open", "open"]
 CIRCUITS: tuple[Circuit, ...] = ("closed", "half_open", "open")
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamState:
+class UpstreamState(msgspec.Struct, frozen=True):
     """One replica of an engine. ``replica`` is a short stable name, such as its node."""
 
     replica: str
@@ -21,24 +24,22 @@ class UpstreamState:
     circuit: Circuit = "closed"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineState:
+class EngineState(msgspec.Struct, frozen=True):
     """One engine. ``queued`` and ``held`` are by lane."""
 
     engine: str
     condition: EngineCondition
     slots: int
     in_flight: int
-    queued: Mapping[str, int] = field(default_factory=dict)
+    queued: Mapping[str, int] = msgspec.field(default_factory=dict)
     held: frozenset[str] = frozenset()
     ready_seconds: float = 0.0
     upstreams: tuple[UpstreamState, ...] = ()
-    refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    refusals: Mapping[tuple[str, str], int] = msgspec.field(default_factory=dict)
     """(lane, reason) -> requests that were not admitted since the start."""
 
 
-@dataclass(frozen=True, slots=True)
-class PersonaState:
+class PersonaState(msgspec.Struct, frozen=True):
     """One persona of the current snapshot."""
 
     persona: str
@@ -47,8 +48,7 @@ class PersonaState:
     ttft_target_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetState:
+class BudgetState(msgspec.Struct, frozen=True):
     """How far one limit of one client is used up. ``limit`` is its key in the tower file (``money_per_month``)."""
 
     client: str
@@ -56,14 +56,13 @@ class BudgetState:
     used_ratio: float
 
 
-@dataclass(frozen=True, slots=True)
-class TowerState:
+class TowerState(msgspec.Struct, frozen=True):
     """Everything that is a gauge, as it is at this moment."""
 
     engines: tuple[EngineState, ...] = ()
     personas: tuple[PersonaState, ...] = ()
     budgets: tuple[BudgetState, ...] = ()
-    cloud_price: Mapping[str, float] = field(default_factory=dict)
+    cloud_price: Mapping[str, float] = msgspec.field(default_factory=dict)
     """Price per million tokens: keys ``input``, ``cached``, ``output``."""
     open_streams: int = 0
     connections: int = 0

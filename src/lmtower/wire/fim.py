@@ -10,7 +10,7 @@ token counts as three bytes, which holds for code in every family here (their re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from lmtower.recipes.load import FimTemplate
 
@@ -21,16 +21,14 @@ _THIS_FILE = "current"
 """The name of the file with the hole: no client tells it."""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(msgspec.Struct, frozen=True):
     """Another file (or piece of one) that the editor sent along."""
 
     name: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(msgspec.Struct, frozen=True):
     """What is around the cursor. ``files`` are ordered: the last one is the most recent."""
 
     prefix: str
