@@ -144,6 +144,24 @@ def test_bodies_of_usual_clients_are_read_in_one_pass(body: dict[str, Any], layo
     assert same(json.dumps(body, **layout).encode())
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"x": ["y" * 140_000], "messages": CHAT},
+        {"messages": CHAT, "x": ["y" * 140_000]},
+        {"messages": [{"role": "user", "x": ["y\n" * 70_000]}]},
+        {"messages": [{"role": "user", **{f"x{n}": [{"a": 1}] for n in range(9)}}], "model": "m"},
+        {"messages": ["a", {"role": "user"}]},
+        {"messages": [{"role": "user"}, "a"]},
+        {"messages": [{"n" * 40: 1}]},
+        {"x": {"messages": CHAT}, "messages": CHAT},
+    ],
+)
+def test_search_for_the_conversation_is_bounded(body: dict[str, Any]) -> None:
+    """Where it cannot be found near the ends of the body, with few guesses, the body is read as any other."""
+    assert not same(json.dumps(body).encode(), step=8192)
+
+
 def test_changed_conversation_is_not_the_one_that_was_read() -> None:
     """A rule that puts something else in its place has that looked at."""
     abridged = split(json.dumps(USUAL["openai"]).encode(), MARKS, field="messages", read=items.read_chat)

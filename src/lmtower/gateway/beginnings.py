@@ -29,7 +29,7 @@ from lmtower.wire.abridged import LEAST_BYTES, Abridged, Cut, Marks, split
 from lmtower.wire.conversation import Read
 from lmtower.wire.items import is_plain, read
 
-MOST_BYTES = 64 * 1024**2
+MOST_BYTES = 32 * 1024**2
 _OF_ONE_START = 4
 _START = 256
 """Conversations that begin with the same bytes are looked for together."""

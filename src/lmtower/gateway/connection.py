@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         """The read in which the message that is being parsed began."""
         self._known: RequestRepeat | None = None
         """The head of the last request, if its like can be recognised."""
-        self._body: list[bytes] = []
+        self._body: list[bytes | memoryview] = []
         self._left = 0
         """Bytes that are still to come of a body under a known head."""
         self._begin()
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         if missing:
             self._in_message = True
             self._left = missing
-            self._body = [data[start:]]
+            self._body = [memoryview(data)[start:]]
             self._deadline = monotonic() + BODY_SECONDS
         else:
             self._take(Request(known.head, data[start:], self._peer, monotonic()))
@@ -285,7 +285,7 @@ class Connection(asyncio.Protocol):
         """A request is complete."""
         if self._discard or self._parser.should_upgrade():
             return
-        body = b"".join(self._body) if len(self._body) != 1 else self._body[0]
+        body = b"".join(self._body)
         head = self._head()
         self._known = repeat_of(head, self._first)
         self._first = b""

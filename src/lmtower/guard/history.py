@@ -98,8 +98,6 @@ def _unsound_calls(message: Item | Turn) -> bool:
         return False
     try:
         for call in (_calls.decode(calls) if isinstance(calls, msgspec.Raw) else calls) or ():
-            if not call.id or not call.function.name:
-                return True
             _object.decode(call.function.arguments)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return True

@@ -23,13 +23,13 @@ from lmtower.wire.items import Items, Text
 from lmtower.wire.top import Top
 
 Read = Callable[[Text], Items | None]
-_LAST = 128 * 1024
-"""So far from the body's end the last message may begin."""
+_AROUND = 128 * 1024
+"""So much may stand before the list, and so far from the body's end its last message may begin."""
 _MOST_ENDS = 8
-_OPENING = re.compile(rb'\s*(\{\s*"(\w+)"\s*:\s*"?)')
+_OPENING = re.compile(rb'\s*+(\{\s*+"(\w{1,32}+)"\s*+:\s*+"?)')
 _KINDS = (b"message", b"function_call", b"custom_tool_call", b"reasoning")
 """Types of input items: an opening that says the type may also be that of a tool."""
-_END = re.compile(rb'\}\s*\](?=\s*(?:,\s*"\w+"\s*:|\}\s*\Z))')
+_END = re.compile(rb'\}\s*+\](?=\s*+(?:,\s*+"\w++"\s*+:|\}\s*+\Z))')
 """Where a list of objects in an object ends. The quotes of such a thing within a text would be escaped."""
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -47,7 +47,7 @@ def split(body: bytes, field: str, read: Read, mark: bytes) -> Whole:
 
     ``mark`` is JSON that nobody can have written into the body. Raises Fault(400).
     """
-    name = _name(field).search(body) if field else None
+    name = _name(field).search(body, 0, _AROUND) if field else None
     start = name.end() if name else 0
     for end in _ends(body, start) if start else ():
         try:
@@ -65,7 +65,7 @@ def split(body: bytes, field: str, read: Read, mark: bytes) -> Whole:
 
 @cache
 def _name(field: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"%b"\s*:\s*(?=\[)' % re.escape(field.encode()))
+    return re.compile(rb'"%b"\s*+:\s*+(?=\[)' % re.escape(field.encode()))
 
 
 def _ends(body: bytes, start: int) -> Iterator[int]:
@@ -74,7 +74,7 @@ def _ends(body: bytes, start: int) -> Iterator[int]:
     if first is None:
         return
     opening, name = first.groups()
-    begin = max(start, len(body) - _LAST)
+    begin = max(start, len(body) - _AROUND)
     last = body.rfind(opening, begin)
     while last >= 0 and name == b"type" and not body.startswith(_KINDS, last + len(opening)):
         last = body.rfind(opening, begin, last)

@@ -7,7 +7,7 @@ pass over its bytes, and an escaped letter in a name slips by nothing. Tool call
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -42,17 +42,20 @@ class Object(msgspec.Struct, gc=False):
     """Any object; what is in it is skipped."""
 
 
+_Name = Annotated[str, msgspec.Meta(min_length=1)]
+
+
 class Function(msgspec.Struct, gc=False):
     """What is called."""
 
-    name: str
+    name: _Name
     arguments: str
 
 
 class Call(msgspec.Struct, gc=False):
     """What a tool call must have for a chat template."""
 
-    id: str
+    id: _Name
     function: Function
 
 
