@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lmtower import recipes
@@ -231,6 +231,7 @@ async def test_nonsense_of_an_engine_is_a_502_in_the_protocols_envelope(
 
 @EASY
 @given(pieces=st.lists(st.binary(max_size=60) | BODY.map(lambda b: b"data: " + json.dumps(b).encode() + b"\n\n")))
+@example(pieces=[b"\n\n"])
 def test_any_engine_stream_is_relayed_or_faulted(pieces: list[bytes]) -> None:
     """A reply raises nothing but a Fault, whatever bytes an engine sends."""
     for make in (ChatReply, MessagesReply, ResponsesReply, FimReply, InfillReply):

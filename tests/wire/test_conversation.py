@@ -167,7 +167,9 @@ def test_changed_conversation_is_not_the_one_that_was_read() -> None:
     abridged = split(json.dumps(USUAL["openai"]).encode(), MARKS, field="messages", read=items.read_chat)
     assert abridged.items("messages") is not None
     assert abridged.items("tools") is None
+    copy = abridged.copy()
     abridged.top["messages"] = b"[]"
     assert abridged.items("messages") is None
     assert abridged.place("messages") is None
     assert abridged.short("messages") == b"[]"
+    assert copy.items("messages") is not None

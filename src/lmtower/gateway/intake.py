@@ -84,7 +84,8 @@ class Intake:
         if kind is None or not tops.given(top, kind.field):
             return None
         field = kind.field
-        seen = self._see(flow, opened, persona, field) if flow.session else None
+        plain = 0
+        came = opened._replace(abridged=abridged.copy()) if flow.session or opened.large else opened
         if not opened.plain:
             short = abridged.short(field)
             items = abridged.items(field)
@@ -95,12 +96,21 @@ class Intake:
             if checked is not short:
                 top[field] = msgspec.Raw(abridged.whole(checked))
             elif items is not None and not flow.images:
-                self.beginnings.keep(opened, len(items), seen)  # plain: the next request need not be read so far
+                plain = len(items)
+        if came is not opened:
+            # the engine need not wait for it
+            asyncio.get_running_loop().call_soon(self._remember, flow, came, persona.name, plain)
         return guard.rules_of(top, self.tools) if persona.tools == "strict" else None
 
-    def _see(self, flow: Flow, opened: Opened, persona: CompiledPersona, field: str) -> Seen | None:
+    def _remember(self, flow: Flow, came: Opened, persona: str, plain: int) -> None:
+        """Take down what the next request of the conversation is compared with. ``plain``: its items, if it is that."""
+        seen = self._see(flow, came, persona) if flow.session else None
+        if plain:
+            self.beginnings.keep(came, plain, seen)
+
+    def _see(self, flow: Flow, came: Opened, persona: str) -> Seen | None:
         """Look for what breaks the prefix cache of the session."""
-        abridged, known = opened.abridged, opened.known
+        abridged, known, field = came.abridged, came.known, came.field
         try:
             raws = _items.decode(abridged.short(field))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -109,13 +119,13 @@ class Intake:
         conversation = Conversation(new)
         if known is not None and abridged.begins(field):
             if known.seen is not None:
-                conversation = Conversation(new[1:], known.seen, opened.said)
+                conversation = Conversation(new[1:], known.seen, came.said)
             else:
-                conversation = Conversation([(bytes(raw), len(raw)) for raw in _items.decode(abridged.top[field])])
+                conversation = Conversation([(raw, len(raw)) for raw in _items.decode(abridged.top[field])])
         seen = look(flow.protocol, abridged.top, conversation)
-        change = self.busters.see(flow.session, persona.name, seen, flow.request_id) if seen is not None else None
+        change = self.busters.see(flow.session, persona, seen, flow.request_id) if seen is not None else None
         if change is not None:
-            self.metrics.count(CACHE_BUSTERS, persona.name, change.span)
+            self.metrics.count(CACHE_BUSTERS, persona, change.span)
         return seen
 
     async def _images(

@@ -100,6 +100,10 @@ class Abridged:
         self._cuts = cuts
         self._shown = shown
 
+    def copy(self) -> Abridged:
+        """The same, with a top level that stays when rules edit this one."""
+        return Abridged(self.body, dict(self.top), self._marks, self._cuts, self._shown, self._items)
+
     def short(self, name: str) -> msgspec.Raw:
         """The field's text with marks in it; all of its text if nothing is cut out, or it was set to another one."""
         value = self.top[name]
@@ -117,10 +121,12 @@ class Abridged:
             return text
         return self._marks.pattern.sub(lambda mark: self.body[slice(*self._of(mark)[:2])], text)
 
-    def stamped(self, short: Text) -> tuple[bytes, int]:
+    def stamped(self, short: Text) -> tuple[Text, int]:
         """A text with checksums in the place of its marks, and the length of the whole: enough to tell two apart."""
+        if not self._cuts:
+            return short, len(short)
         text = bytes(short)
-        if not self._cuts or text.find(self._marks.word) < 0:
+        if text.find(self._marks.word) < 0:
             return text, len(text)
         length = len(text)
 

@@ -124,7 +124,7 @@ class ResponsesReply(Reply):
             return b""  # nothing may follow the end
         if not _needs_care(run):
             numbers = _NUMBER.findall(run)
-            if len(numbers) == run.count(b"\n\n"):
+            if numbers and len(numbers) == run.count(b"\n\n"):
                 self._sequence = max(self._sequence, int(numbers[-1]))
                 self.events += run.count(b".delta\n")
                 return run
