@@ -46,14 +46,16 @@ class HttpExchange:
         """The answer will come after the handler has returned."""
         self.finished = True
 
-    def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers, first: bytes = b"") -> None:
         """Begin an answer of unknown length: chunked, or until the connection closes for HTTP/1.0."""
         head = self._head(status, headers)
         if self._chunked:
             head.append(b"transfer-encoding: chunked\r\n\r\n")
+            if first:
+                head += (b"%x\r\n" % len(first), first, b"\r\n")
         else:
             self._keep_alive = False
-            head.append(b"\r\n")
+            head += (b"\r\n", first)
         self._write(b"".join(head))
 
     def send(self, data: bytes) -> None:

@@ -195,7 +195,6 @@ class Dispatcher:
         try:
             if call.status != 200 or not call.event_stream:
                 raise await self._not_a_stream(flow, call)
-            relay.open()
             relay.attach(call)
             try:
                 await call.done()

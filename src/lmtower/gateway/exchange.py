@@ -101,8 +101,8 @@ class Exchange(Protocol):
     def promise(self) -> None:
         """The answer will come after the handler has returned."""
 
-    def start(self, status: int, headers: Headers) -> None:
-        """Begin an answer of unknown length."""
+    def start(self, status: int, headers: Headers, first: bytes = b"") -> None:
+        """Begin an answer of unknown length, with a first piece of it if there is one: they leave in one write."""
 
     def send(self, data: bytes) -> None:
         """A piece of the answer begun by ``start``."""

@@ -34,23 +34,26 @@ class Relay:
         self._reply = reply
         self._clock = clock
 
-    def open(self) -> None:
-        """Send status 200 and the headers of an event stream, once."""
-        if not self.exchange.started:
-            self.exchange.start(200, [*SSE, *self.flow.headers])
-
     def keep_alive(self, now: float) -> None:
         """Show the client that the request is alive."""
-        self.open()
-        self.exchange.send(self._reply.alive())
+        self._send(self._reply.alive())
         self.last_write = now
 
     def attach(self, call: Call) -> None:
-        """Let the engine's bytes flow to the client."""
+        """Let the engine's bytes flow to the client. Status and headers go out with what is there of the answer."""
         self.call = call
         self.exchange.on_pause = call.pause
         self.exchange.on_resume = call.resume
         call.attach(self._sink, self._take)
+        if not self.exchange.started:
+            self._send(b"")
+
+    def _send(self, out: bytes) -> None:
+        """Bytes of the stream, behind status 200 and the headers of an event stream if they are the first."""
+        if self.exchange.started:
+            self.exchange.send(out)
+        else:
+            self.exchange.start(200, [*SSE, *self.flow.headers], out)
 
     def _take(self, data: bytes, start: int) -> bool:
         """A chunk that holds one event in the frame of those before it needs nothing else of what ``_sink`` does."""
@@ -84,7 +87,7 @@ class Relay:
                 flow.first_at = now
             if reply.complete:
                 flow.done()
-            self.exchange.send(out)
+            self._send(out)
         if reply.enough:
             # the answer is complete (a stop string): what the engine would still write is not wanted. This comes
             # last, because it wakes whoever waits for the end of the call.

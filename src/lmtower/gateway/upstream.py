@@ -165,7 +165,10 @@ class Call(Signal):
         """Status and headers are there."""
         self.status = status
         self._headers = headers
-        if self._wants_head:
+
+    def was_read(self) -> None:
+        """All of a read was handed on: whoever waits for the head gets it with what came behind it."""
+        if self._wants_head and self.status:
             self._wants_head = False
             self.wake()
 
@@ -265,6 +268,7 @@ class Connection(asyncio.Protocol):
         if self._parts:
             self._between = self._chunked and is_between(data, self._parts[-1])
             self._hand_on()
+        call.was_read()
 
     def _hand_on(self) -> None:
         """Give the call what was read of its body, as one piece."""
@@ -297,6 +301,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed, or we did."""
         self._pool.forget(self)
+        self._parser = cast("httptools.HttpResponseParser", None)  # parser and connection hold each other
         self._lost("the engine closed the connection")
 
     def _lost(self, message: str) -> None:
