@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -68,6 +69,14 @@ async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the condition lives in code that has no event to wait for
             await asyncio.sleep(0.002)
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """``c.pem`` and ``k.pem`` in the folder, good for ten days."""
+    cert, key = folder / "c.pem", folder / "k.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "10", "-subj", f"/CN={name}"]
+    subprocess.run([*command, "-out", cert, "-keyout", key], capture_output=True, check=True)
+    return cert, key
 
 
 def tower_of(

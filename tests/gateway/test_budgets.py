@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lmtower.config.types import Limits, Tls
 from lmtower.gateway.budgets import budgets, certificate_expiry
 from lmtower.ledger.accounts import Account
 from lmtower.telemetry.state import BudgetState
+from tests.gateway.support import make_certificate
 
 NOW = 1_800_000_000.0
 
@@ -52,9 +52,7 @@ def test_limit_of_zero_is_spent() -> None:
 
 def test_certificate_expiry_is_read_from_the_file(tmp_path: Path) -> None:
     """A certificate for ten days runs out in ten days."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "10", "-subj", "/CN=tower"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    cert, key = make_certificate(tmp_path, "tower")
     expires = certificate_expiry(Tls(cert=str(cert), key=str(key)))
     assert expires == pytest.approx(time.time() + 10 * 86400, abs=120)
 

@@ -21,7 +21,7 @@ from lmtower.errors import ConfigError, NodeError
 from lmtower.gateway import Configuration, app
 from lmtower.gateway.certificate import context_of
 from tests.fakes.engine import FakeEngine
-from tests.gateway.support import Running, running, until, upstream
+from tests.gateway.support import Running, make_certificate, running, until, upstream
 
 REQUESTS = 10_000
 CONNECTIONS = 16
@@ -207,12 +207,6 @@ async def test_keys_that_need_a_restart_are_named(tmp_path: Path) -> None:
     assert before["snapshot"]["restart"] == []
     assert answer["restart"] == after["snapshot"]["restart"] == ["gateway.listen"]
     assert after["gateway"]["listen"] == "127.0.0.1:0"
-
-
-def make_certificate(folder: Path, name: str) -> None:
-    """``c.pem`` and ``k.pem`` in the folder."""
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "10", "-subj", f"/CN={name}"]
-    subprocess.run([*command, "-out", folder / "c.pem", "-keyout", folder / "k.pem"], capture_output=True, check=True)
 
 
 async def shown(port: int) -> tuple[str, str | None]:

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmtower.gateway import connection, routes
-from lmtower.gateway.exchange import Exchange, Request
+from lmtower.gateway.exchange import Exchange, Head, Request
+from lmtower.gateway.head import Heads, RequestRepeat
 from lmtower.gateway.server import Server
 from lmtower.wire.faults import Fault
 from tests.gateway.support import until
@@ -95,6 +96,47 @@ def statuses(answer: bytes) -> list[int]:
 def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
     lines = [b"POST %b HTTP/1.1" % path, b"host: x", b"content-length: %d" % len(body), *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+async def test_head_that_was_parsed_is_known_on_other_connections() -> None:
+    """Clients that connect anew each time repeat themselves; any other byte is parsed, and so is what is refused."""
+    async with serving() as (server, echo, port):
+        parsed: list[bytes] = []
+        keep = server.heads.keep
+
+        def counted(head: Head, data: bytes) -> RequestRepeat | None:
+            parsed.append(head.headers.get(b"x-who", b""))
+            return keep(head, data)
+
+        server.heads.keep = counted  # type: ignore[method-assign]
+        answers = []
+        for who, body in ((b"a", b"1"), (b"a", b"22"), (b"b", b"3"), (b"a", b"4" * 10), (b"a", b"5" * 20_000)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post(b"/" + who, body, b"x-who: " + who))
+            answers.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.close()
+        assert parsed == [b"a", b"b"]
+    assert [statuses(answer)[0] for answer in answers] == [200, 200, 200, 200, 413]
+    assert [body for *_, body in echo.seen] == [1, 2, 1, 10]
+
+
+async def test_known_heads_are_bounded() -> None:
+    """Clients with a head of their own for every request, and with enormous ones, take no more memory."""
+    heads = Heads()
+
+    def keep(data: bytes) -> None:
+        assert heads.keep(Head("POST", "/"), data) is not None
+
+    first = post(b"/", b"1", b"x-id: first")
+    keep(first)
+    for number in range(255):
+        keep(post(b"/", b"1", b"x-id: %d" % number))
+        assert heads.find(first) is not None
+    keep(post(b"/", b"1", b"x-id: last"))
+    assert heads.find(post(b"/", b"1", b"x-id: 0")) is None
+    assert heads.find(post(b"/", b"another", b"x-id: first")) is not None
+    keep(post(b"/", b"1", b"x-id: " + b"x" * 5000))
+    assert heads.find(post(b"/", b"1", b"x-id: " + b"x" * 5000)) is None
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:

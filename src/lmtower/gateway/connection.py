@@ -28,7 +28,7 @@ from lmtower.gateway import identity
 from lmtower.gateway.answer import HttpExchange
 from lmtower.gateway.errand import Errand
 from lmtower.gateway.exchange import JSON, Head, Header, Request
-from lmtower.gateway.head import RequestRepeat, repeat_of, target
+from lmtower.gateway.head import RequestRepeat, target
 from lmtower.logs import get_logger
 from lmtower.wire import faults
 from lmtower.wire.faults import Fault
@@ -74,6 +74,8 @@ class Connection(asyncio.Protocol):
         self._in_message = False
         self._first = b""
         """The read in which the message that is being parsed began."""
+        self._new = True
+        """Nothing was read yet."""
         self._known: RequestRepeat | None = None
         """The head of the last request, if its like can be recognised."""
         self._body: list[bytes | memoryview] = []
@@ -108,7 +110,11 @@ class Connection(asyncio.Protocol):
         """Bytes from the client."""
         if self._left:
             self._more(data)
-        elif self._in_message or self._known is None or not self._again(self._known, data):
+            return
+        if self._new:
+            self._new = False
+            self._known = self.server.heads.find(data)
+        if self._in_message or self._known is None or not self._again(self._known, data):
             self._parse(data)
 
     def pause_writing(self) -> None:
@@ -287,7 +293,7 @@ class Connection(asyncio.Protocol):
             return
         body = b"".join(self._body)
         head = self._head()
-        self._known = repeat_of(head, self._first)
+        self._known = self.server.heads.keep(head, self._first)
         self._first = b""
         self._begin()
         self._take(Request(head, body, self._peer, monotonic()))

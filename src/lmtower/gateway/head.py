@@ -4,17 +4,21 @@ Theory of operation. A client that keeps its connection sends the same request l
 length of the body differs. So once a head was parsed and found in order, its bytes before and behind the digits of
 Content-Length are kept. A later request that begins with these bytes, with other digits between them, parses to the
 same head: there is nothing in it that could be read in another way. Anything else goes through the parser. The heads
-of an engine's answers repeat in the same way.
+of an engine's answers repeat in the same way. A client that connects anew for every request repeats itself, too: the
+heads that were parsed last are found by their bytes on every connection (``Heads``).
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from urllib.parse import unquote_to_bytes
 
 from lmtower.gateway.exchange import Head
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,12})\r\n", re.IGNORECASE)
+_MOST_HEADS = 256
+_MOST_BYTES = 4096
 _NEVER_AGAIN = (b"transfer-encoding", b"expect", b"upgrade")
 
 
@@ -72,12 +76,33 @@ def around_length(data: bytes) -> tuple[bytes, bytes] | None:
     return None if found is None else (data[: found.start(1)], data[found.end(1) : end])
 
 
-def repeat_of(head: Head, data: bytes) -> RequestRepeat | None:
-    """The head at the start of ``data``, if its like can be recognised: with a length, complete, kept alive."""
-    if not head.keep_alive or not head.http11 or any(name in head.headers for name in _NEVER_AGAIN):
-        return None
-    parts = around_length(data)
-    return None if parts is None else RequestRepeat(*parts, head)
+class Heads:
+    """The heads that were parsed last, for whoever connects next."""
+
+    def __init__(self) -> None:
+        self._heads: OrderedDict[tuple[bytes, bytes], Head] = OrderedDict()
+
+    def keep(self, head: Head, data: bytes) -> RequestRepeat | None:
+        """The head at the start of ``data``, if its like can be recognised: with a length, complete, kept alive."""
+        if not head.keep_alive or not head.http11 or any(name in head.headers for name in _NEVER_AGAIN):
+            return None
+        parts = around_length(data)
+        if parts is None:
+            return None
+        if len(parts[0]) + len(parts[1]) <= _MOST_BYTES:
+            self._heads[parts] = head
+            if len(self._heads) > _MOST_HEADS:
+                self._heads.popitem(last=False)
+        return RequestRepeat(*parts, head)
+
+    def find(self, data: bytes) -> RequestRepeat | None:
+        """The head at the start of the first read of a connection, if it was parsed before."""
+        parts = around_length(data)
+        head = self._heads.get(parts) if parts is not None else None
+        if head is None or parts is None:
+            return None
+        self._heads.move_to_end(parts)
+        return RequestRepeat(*parts, head)
 
 
 def target(url: bytes) -> tuple[str, bytes]:

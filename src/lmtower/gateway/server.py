@@ -8,8 +8,10 @@ import ssl
 from email.utils import formatdate
 from time import monotonic
 
+from lmtower.gateway.accepting import Acceptor
 from lmtower.gateway.connection import Connection
 from lmtower.gateway.exchange import Cors, DialectOf, Door, Handler
+from lmtower.gateway.head import Heads
 
 FLUSH_SECONDS = 0.5
 
@@ -34,8 +36,9 @@ class Server:
         self.date = b""
         """The header line for answers of this second."""
         self.closing = False
+        self.heads = Heads()
         self.connections: set[Connection] = set()
-        self._listener: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._grace: asyncio.Timeout | None = None
 
@@ -43,10 +46,10 @@ class Server:
         """Start to accept. Returns the address in use (port 0 picks one). Raises OSError."""
         loop = asyncio.get_running_loop()
         self.tick(monotonic())
-        self._listener = await loop.create_server(lambda: Connection(self, loop), host, port, ssl=tls, backlog=4096)
+        self._acceptor = Acceptor(lambda: Connection(self, loop), tls)
+        address = await self._acceptor.listen(host, port)
         self._ticker = loop.create_task(self._run_ticks())
-        address = self._listener.sockets[0].getsockname()
-        return address[0], address[1]
+        return address
 
     @property
     def busy(self) -> int:
@@ -64,8 +67,8 @@ class Server:
             async with asyncio.timeout(grace) as self._grace:
                 while busy := [connection.lost for connection in self.connections if connection.busy]:
                     await asyncio.wait(busy)
-        if self._listener is not None:
-            self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for connection in list(self.connections):
             connection.cut()
         if self.connections:
