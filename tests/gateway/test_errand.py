@@ -145,6 +145,21 @@ async def test_task_waits_for_a_signal_too() -> None:
         await task
 
 
+async def test_task_that_was_just_woken_can_still_be_cancelled() -> None:
+    """Between the wake and the turn in which the task hears of it."""
+    signal = Signal()
+
+    async def wait() -> None:
+        await signal
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    signal.wake()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_errand_says_how_it_ended() -> None:
     """With what its coroutine raised, or None; it is done then."""
     ends: list[BaseException | None] = []

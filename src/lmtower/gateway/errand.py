@@ -121,10 +121,10 @@ class Signal:
         return asyncio.get_running_loop()
 
     def cancel(self, msg: object = None) -> bool:
-        """The waiting task is cancelled."""
-        self._cancelled = self._waiter is not None
+        """The waiting task is cancelled. False: it was just woken, and is told in another way."""
+        self._cancelled = waiting = self._waiter is not None
         self.wake()
-        return True
+        return waiting
 
     def result(self) -> None:
         """Raises CancelledError when the task that waited was cancelled."""

@@ -34,6 +34,7 @@ JOIN_BYTES = 64 * 1024
 """Below this, copying the pieces together is cheaper than handing the kernel a vector of them."""
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 20_000}
+_OPTIONS = [(getattr(socket, name), value) for name, value in _KEEPALIVE.items() if hasattr(socket, name)]
 """A cut cable sends no reset: without these a request on it waits as long as for the slowest prompt."""
 
 
@@ -359,7 +360,11 @@ def _notice_cut_links(sock: socket.socket | None) -> None:
     """Let the kernel end a connection whose other end has been silent to it for 20 s."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    # the transport's own view of a socket makes a socket anew for every option
+    own = socket.socket(sock.family, sock.type, sock.proto, sock.fileno())
+    try:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _OPTIONS:
+            own.setsockopt(socket.IPPROTO_TCP, name, value)
+    finally:
+        own.detach()
