@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def machine() -> str:
     model = next(
         (line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")), "unknown CPU"
     )
-    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, CPython {platform.python_version()}"
+    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, CPython {sys.version}"
 
 
 def main_table(median: Medians, names: Sequence[str]) -> str:

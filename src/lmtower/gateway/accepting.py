@@ -15,6 +15,9 @@ import ssl
 from collections.abc import Callable
 
 from lmtower.gateway.errand import Errand
+from lmtower.logs import get_logger
+
+log = get_logger(__name__)
 
 BACKLOG = 4096
 MOST = 64
@@ -55,9 +58,15 @@ class Acceptor:
         for listening in self._sockets:
             with contextlib.suppress(OSError):  # nobody, most often
                 for _ in range(MOST):
-                    Errand(self._adopt(listening.accept()[0]), lambda _: None).start()
+                    Errand(self._adopt(listening.accept()[0]), _adopted).start()
         return self._factory()
 
     async def _adopt(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         await asyncio.get_running_loop().connect_accepted_socket(self._factory, accepted, ssl=self._tls)
+
+
+def _adopted(raised: BaseException | None) -> None:
+    """Clients leave, and some do not speak TLS: that is theirs. Anything else is ours."""
+    if raised is not None and not isinstance(raised, (OSError, asyncio.CancelledError)):
+        log.error("a client could not be accepted", error=repr(raised))

@@ -82,7 +82,7 @@ class Pool:
         request += pieces
         call = connection.send(request, length, now)
         idle = self._idle
-        if self._spare is None and (not idle or now - idle[-1].idle_since > IDLE_SECONDS):
+        if method == "POST" and self._spare is None and (not idle or now - idle[-1].idle_since > IDLE_SECONDS):
             self._spare = asyncio.get_running_loop().create_task(self._prepare())
         return call
 
@@ -126,7 +126,8 @@ class Pool:
             return  # the next call finds out
         finally:
             self._spare = None
-        self.release(connection, monotonic())
+        connection.idle_since = monotonic()
+        self._idle.append(connection)
 
     def release(self, connection: Connection, now: float) -> None:
         """Keep a connection for the next call."""
