@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.fakes.engine import FakeEngine
-from tests.gateway.support import running, until, upstream
+from tests.gateway.support import Running, running, until, upstream
 
 
 async def test_admin_wants_its_key_and_a_known_host(tmp_path: Path) -> None:
@@ -43,6 +44,22 @@ async def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
                 "/admin/keys", json={"name": "x", "limits": {"requests_per_minute": "many"}}
             )
             assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "invalid_limits")
+
+
+async def test_revoked_key_opens_no_connection_that_says_the_same(tmp_path: Path) -> None:
+    """A head is known on other connections, and what it was allowed: until a key changes."""
+
+    async def ask(tower: Running, key: str) -> int:
+        body = {"model": "fast", "messages": [{"role": "user", "content": "hi"}]}
+        async with httpx.AsyncClient(base_url=tower.base, headers={"authorization": f"Bearer {key}"}) as anew:
+            return (await anew.post("/v1/chat/completions", json=body)).status_code
+
+    with FakeEngine() as engine:
+        async with running(tmp_path, engine) as tower:
+            made = (await tower.operator.post("/admin/keys", json={"name": "curl"})).json()
+            assert [await ask(tower, made["key"]) for _ in range(2)] == [200, 200]
+            assert (await tower.operator.delete(f"/admin/keys/{made['id']}")).status_code == 200
+            assert await ask(tower, made["key"]) == 401
 
 
 async def test_status_of_an_engine_that_is_away_is_its_supervisors(tmp_path: Path) -> None:
