@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import ssl
@@ -20,6 +21,7 @@ from lmtower.config.types import Tls
 from lmtower.errors import ConfigError, NodeError
 from lmtower.gateway import Configuration, app
 from lmtower.gateway.certificate import context_of
+from lmtower.gateway.snapshot import Snapshot
 from tests.fakes.engine import FakeEngine
 from tests.gateway.support import Running, make_certificate, running, until, upstream
 
@@ -102,6 +104,26 @@ async def test_hundred_reloads_under_load_drop_and_mix_nothing(tmp_path: Path) -
     for body in bodies:
         mark = int(body["messages"][0]["content"].removeprefix("mark "))
         assert body["temperature"] == mark / 1000
+
+
+async def test_old_snapshot_is_free_when_nobody_uses_it(tmp_path: Path) -> None:
+    """Not held by the heads of clients that came once, however many they are."""
+    with FakeEngine("served") as engine:
+        path = tower_file(tmp_path, engine, 1)
+        start = configuration(path, engine)
+        async with running(
+            tmp_path,
+            engine,
+            tower=start.tower,
+            upstreams=list(start.upstreams),
+            configure=lambda: configuration(path, engine),
+        ) as tower:
+            assert await many(tower, 2) == [200, 200]
+            await until(lambda: not tower.gateway.server.connections)
+            tower_file(tmp_path, engine, 2)
+            assert (await tower.operator.post("/admin/reload")).status_code == 200
+            gc.collect()
+            assert not [one for one in gc.get_objects() if type(one) is Snapshot and one.tower is start.tower]
 
 
 async def test_bad_file_keeps_the_old_snapshot_and_says_why(tmp_path: Path) -> None:

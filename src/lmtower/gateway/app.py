@@ -171,6 +171,7 @@ class Gateway:
         self.loaded_at = time.time()
         self.metrics.count(RELOADS, "ok")
         self.server.max_body = configuration.tower.gateway.max_body
+        self.server.heads.clear()
         for name, engine in self.snapshot.engines.items():
             if old.engines.get(name) is not engine:
                 engine.start()

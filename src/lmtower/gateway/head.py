@@ -95,6 +95,10 @@ class Heads:
                 self._heads.popitem(last=False)
         return RequestRepeat(*parts, head)
 
+    def clear(self) -> None:
+        """Forget them: what the handler found out from them holds on to a configuration that is no more."""
+        self._heads.clear()
+
     def find(self, data: bytes) -> RequestRepeat | None:
         """The head at the start of the first read of a connection, if it was parsed before."""
         parts = around_length(data)
