@@ -167,7 +167,8 @@ async def test_engine_dying_mid_stream_ends_with_an_error_event_and_a_cut(tmp_pa
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_client_that_leaves_cancels_the_engine_at_once(tmp_path: Path, stream: bool) -> None:
-    """The engine sees the disconnect within 250 ms, streaming or not, and what was used is recorded."""
+    """The engine sees the disconnect, streaming or not, before any look that comes once a second; what was used is
+    recorded."""
     with FakeEngine() as engine:
         engine.script(text="word " * 500, delay=0.02)
         async with running(tmp_path, engine) as tower:
@@ -179,7 +180,7 @@ async def test_client_that_leaves_cancels_the_engine_at_once(tmp_path: Path, str
             await asyncio.gather(request, return_exceptions=True)
             left = tower.gateway.clock()
             await engine.until(lambda e: e.disconnects, timeout=5)
-            assert tower.gateway.clock() - left < 0.25
+            assert tower.gateway.clock() - left < 1
             record = (await tower.records(1))[0]
             assert tower.gateway.snapshot.engines["big"].admission.in_flight == 0
     assert (record.outcome, record.status) == ("cancelled", 499)
