@@ -10,6 +10,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def configuration(path: Path, engine: FakeEngine, *, watched: bool = False) -> C
     return Configuration(loaded.tower, [upstream(engine, slots=400)], loaded.watched_files if watched else {})
 
 
+@asynccontextmanager
+async def reloadable(folder: Path, engine: FakeEngine, path: Path) -> AsyncIterator[Running]:
+    """A gateway that reads the file again when it is told to."""
+    start = configuration(path, engine)
+    upstreams = list(start.upstreams)
+    configure = partial(configuration, path, engine)
+    async with running(folder, engine, tower=start.tower, upstreams=upstreams, configure=configure) as tower:
+        yield tower
+
+
 async def many(tower: Running, count: int) -> list[int]:
     """Statuses of ``count`` requests on one kept connection, on a bare socket."""
     body = json.dumps({"model": "plan", "messages": [{"role": "user", "content": "x"}]}).encode()
@@ -74,14 +85,7 @@ async def test_hundred_reloads_under_load_drop_and_mix_nothing(tmp_path: Path) -
     """10,000 requests and 100 open streams while the file is reloaded 100 times: all succeed, each on one snapshot."""
     with FakeEngine("served") as engine:
         path = tower_file(tmp_path, engine, 1)
-        start = configuration(path, engine)
-        async with running(
-            tmp_path,
-            engine,
-            tower=start.tower,
-            upstreams=list(start.upstreams),
-            configure=lambda: configuration(path, engine),
-        ) as tower:
+        async with reloadable(tmp_path, engine, path) as tower:
             gate = engine.gate()
             engine.script(when=lambda r: r.json.get("stream") is True, gate=gate, gate_after=1)
             limits = httpx.Limits(max_connections=STREAMS)
@@ -110,34 +114,21 @@ async def test_old_snapshot_is_free_when_nobody_uses_it(tmp_path: Path) -> None:
     """Not held by the heads of clients that came once, however many they are."""
     with FakeEngine("served") as engine:
         path = tower_file(tmp_path, engine, 1)
-        start = configuration(path, engine)
-        async with running(
-            tmp_path,
-            engine,
-            tower=start.tower,
-            upstreams=list(start.upstreams),
-            configure=lambda: configuration(path, engine),
-        ) as tower:
+        async with reloadable(tmp_path, engine, path) as tower:
             assert await many(tower, 2) == [200, 200]
             await until(lambda: not tower.gateway.server.connections)
+            old = tower.gateway.snapshot.tower
             tower_file(tmp_path, engine, 2)
             assert (await tower.operator.post("/admin/reload")).status_code == 200
             gc.collect()
-            assert not [one for one in gc.get_objects() if type(one) is Snapshot and one.tower is start.tower]
+            assert not [one for one in gc.get_objects() if type(one) is Snapshot and one.tower is old]
 
 
 async def test_bad_file_keeps_the_old_snapshot_and_says_why(tmp_path: Path) -> None:
     """A mistake in the file is told by the reload, in the status and as a metric, and the old prompt still serves."""
     with FakeEngine("served") as engine:
         path = tower_file(tmp_path, engine, 1)
-        start = configuration(path, engine)
-        async with running(
-            tmp_path,
-            engine,
-            tower=start.tower,
-            upstreams=list(start.upstreams),
-            configure=lambda: configuration(path, engine),
-        ) as tower:
+        async with reloadable(tmp_path, engine, path) as tower:
             tower_file(tmp_path, engine, 2, extra="personnas: {}\n")
             with pytest.raises(ConfigError, match="Did you mean 'personas'"):
                 tower.gateway.reload()
@@ -296,14 +287,7 @@ async def test_engine_that_did_not_change_keeps_its_connections(tmp_path: Path) 
     """A reload that only touches personas leaves the engine's pool, health and queue alone."""
     with FakeEngine("served") as engine:
         path = tower_file(tmp_path, engine, 1)
-        start = configuration(path, engine)
-        async with running(
-            tmp_path,
-            engine,
-            tower=start.tower,
-            upstreams=list(start.upstreams),
-            configure=lambda: configuration(path, engine),
-        ) as tower:
+        async with reloadable(tmp_path, engine, path) as tower:
             before = tower.gateway.snapshot.engines["big"]
             tower_file(tmp_path, engine, 2)
             tower.gateway.reload()
