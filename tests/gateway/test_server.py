@@ -225,6 +225,28 @@ async def test_body_over_the_limit_is_413_in_the_dialect_of_its_path(path: bytes
         assert marker in answer
 
 
+@pytest.mark.parametrize("anew", [False, True])
+async def test_door_is_asked_under_a_known_head_too(anew: bool) -> None:
+    """A head is known when it was in order, not when its key was: a small request first must not open the door."""
+
+    def door(request: Request) -> None:
+        raise Fault(401, "invalid_api_key", "No.")
+
+    async with serving(max_body=1_000_000, door=door) as (server, echo, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(b"/a", b"small"))
+        await reader.readuntil(b"/a small")
+        if anew:
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(b"/a", b"x" * 500_000)[:1000])
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert server.heads.find(post(b"/a", b"")) is not None
+    assert statuses(answer) == [401]
+    assert [body for *_, body in echo.seen] == [5]
+
+
 async def test_chunked_body_and_expect_continue() -> None:
     """A chunked body arrives whole; a client that asks first is told to go on."""
     async with serving() as (_, _echo, port):

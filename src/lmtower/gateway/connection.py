@@ -144,12 +144,22 @@ class Connection(asyncio.Protocol):
         if missing < 0 or len(data) - start + missing > self.server.max_body:
             return False
         if missing:
+            if length > WELCOME and not self._welcome(known.head):
+                return False  # the parser finds out in which way, and that it is not
             self._in_message = True
             self._left = missing
             self._body = [memoryview(data)[start:]]
             self._deadline = monotonic() + BODY_SECONDS
         else:
             self._take(Request(known.head, data[start:], self._peer, monotonic()))
+        return True
+
+    def _welcome(self, head: Head) -> bool:
+        """Whether a large body may come: a known head was in order once, but its key need not have been."""
+        try:
+            self.server.door(Request(head, peer=self._peer))
+        except Fault:
+            return False
         return True
 
     def _more(self, data: bytes) -> None:

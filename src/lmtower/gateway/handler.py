@@ -70,13 +70,18 @@ class Handler:
     def __call__(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
         """Answer one request."""
         request = exchange.request
-        snapshot = self.snapshot
-        caller: Caller | None = request.head.known
-        if caller is None or caller.snapshot is not snapshot or caller.keys is not self.ledger.keys:
-            caller = request.head.known = Caller(request, snapshot, self.ledger.keys)
+        caller = self._caller(request)
         request_id = request.id = caller.request_id or f"{self._prefix}{next(self._count):08x}"
         answering = self._model if caller.asks_model else self._other
         return answering(exchange, caller, request_id)
+
+    def _caller(self, request: Request) -> Caller:
+        """What is known of the request's head, found out anew after a reload or a change of any key."""
+        snapshot, keys = self.snapshot, self.ledger.keys
+        caller: Caller | None = request.head.known
+        if caller is None or caller.snapshot is not snapshot or caller.keys is not keys:
+            caller = request.head.known = Caller(request, snapshot, keys)
+        return caller
 
     async def _other(self, exchange: Exchange, caller: Caller, request_id: str) -> None:
         request, route = exchange.request, caller.route
@@ -116,9 +121,8 @@ class Handler:
 
     def door(self, request: Request) -> None:
         """Look at the key of a request whose body is still to come. Raises Fault."""
-        snapshot = self.snapshot
         self._open()
-        self.client(Caller(request, snapshot, self.ledger.keys), request)
+        self.client(self._caller(request), request)
 
     def cors(self, request: Request) -> list[Header]:
         """See ``caller.cors``."""
