@@ -166,21 +166,23 @@ async def test_engine_dying_mid_stream_ends_with_an_error_event_and_a_cut(tmp_pa
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_client_that_leaves_cancels_the_engine_at_once(tmp_path: Path, stream: bool) -> None:
-    """The engine sees the disconnect, streaming or not, before any look that comes once a second; what was used is
+async def test_client_that_leaves_cancels_the_engine_at_once(
+    tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine sees the disconnect, streaming or not, by no look that comes once a second; what was used is
     recorded."""
     with FakeEngine() as engine:
         engine.script(text="word " * 500, delay=0.02)
         async with running(tmp_path, engine) as tower:
+            monkeypatch.setattr(tower.gateway.watch, "tick", lambda *_: None)
+            monkeypatch.setattr(tower.gateway.server, "tick", lambda *_: None)
             request = asyncio.create_task(tower.chat(stream=stream))
             if stream:
                 await until(lambda: engine.running)
             await until(lambda: any(r.path.endswith("completions") for r in engine.requests))
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
-            left = tower.gateway.clock()
             await engine.until(lambda e: e.disconnects, timeout=5)
-            assert tower.gateway.clock() - left < 1
             record = (await tower.records(1))[0]
             assert tower.gateway.snapshot.engines["big"].admission.in_flight == 0
     assert (record.outcome, record.status) == ("cancelled", 499)
