@@ -165,15 +165,15 @@ def curve_tables(median: Medians, names: Sequence[str]) -> str:
 
 
 def _runs(table: Rows) -> str:
-    """How often everybody ran, and who ran less often: of every contestant the fewest runs of any workload."""
-    counts = {
-        name: min(len(runs) for key, runs in found.items() if not key.startswith("curve-"))
-        for name, found in table.items()
-        if any(not key.startswith("curve-") for key in found)
-    }
+    """How often everybody ran, and what ran less often: of a contestant, and of the curves, the fewest runs."""
+    counts: dict[str, int] = {}
+    for name, found in table.items():
+        for workload, runs in found.items():
+            key = "curves" if workload.startswith("curve-") else name
+            counts[key] = min(counts.get(key, len(runs)), len(runs))
     most = max(counts.values(), default=0)
     fewer = [f", {name} {count}" for name, count in counts.items() if count < most]
-    return f"{most} interleaved runs{''.join(fewer)}, curves 1"
+    return f"{most} interleaved runs{''.join(fewer)}"
 
 
 def render(table: Rows, contestants: Sequence[Contestant], notes: set[str], given: argparse.Namespace) -> str:
@@ -184,8 +184,7 @@ def render(table: Rows, contestants: Sequence[Contestant], notes: set[str], give
     parts = [
         "# The gateway beside its neighbours\n",
         f"{time.strftime('%Y-%m-%d')} · {machine()}.\nContestant on one core, load and mock on another. "
-        f"Medians of {_runs(table)}, of {given.seconds:g} s each. "
-        f"Versions: {versions}.\n"
+        f"Medians of {_runs(table)}, of {given.seconds:g} s each. Versions: {versions}.\n"
         "lmtower works with every feature on: keys, persona merge, admission, journal, metrics, usage, cancel. "
         "The others forward (LiteLLM: with a master key, no database). Reproduce with `make bench`.\n",
         main_table(median, names),
